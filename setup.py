@@ -1,0 +1,44 @@
+"""Package the library; every fact comes from settings.ini, so that nbdev and pip agree."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+parser = ConfigParser(delimiters=["="])
+parser.read(here / "settings.ini", encoding="utf-8")
+settings = parser["DEFAULT"]
+
+
+def requirements(key: str) -> list[str]:
+    "The requirements listed, separated by blanks, under `key` of settings.ini."
+    return settings.get(key, "").split()
+
+
+notebook = requirements("notebook_requirements")
+setup(
+    name=settings["lib_name"],
+    version=settings["version"],
+    description=settings["description"],
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=settings["author"],
+    author_email=settings["author_email"],
+    url=settings["git_url"],
+    keywords=settings["keywords"].split(),
+    license="MIT",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
+    ],
+    packages=find_packages(include=["explainable_mri", "explainable_mri.*"]),
+    python_requires=f">={settings['min_python']}",
+    install_requires=requirements("requirements"),
+    extras_require={"notebook": notebook, "dev": notebook + requirements("dev_requirements")},
+    entry_points={"console_scripts": requirements("console_scripts"),
+                  "nbdev": [f"{settings['lib_name']}=explainable_mri._modidx:d"]},
+    zip_safe=False,
+)
