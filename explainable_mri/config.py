@@ -7,7 +7,7 @@ __all__ = ['COHORTS', 'NETWORKS', 'TRANSFORMS', 'LOSSES', 'EXPLAINERS', 'ConfigE
            'SplitConfig', 'TrainingConfig', 'ExplanationConfig', 'ExperimentConfig', 'describe_config',
            'apply_overrides', 'make_config', 'load_config', 'save_config']
 
-# %% ../nbs/01_config.ipynb #e773e8d5
+# %% ../nbs/01_config.ipynb #f6e8a645
 import difflib
 import inspect
 import os
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-# %% ../nbs/01_config.ipynb #c11c2990
+# %% ../nbs/01_config.ipynb #27d09dc3
 class ConfigError(ValueError):
     "A configuration that cannot be used, with a message for the person who wrote it."
 
@@ -32,7 +32,7 @@ def suggest(
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     return f"Did you mean '{near[0]}'?" if near else f"Choose from: {', '.join(choices) or 'none'}."
 
-# %% ../nbs/01_config.ipynb #0bb659f5
+# %% ../nbs/01_config.ipynb #5de3d418
 class Component(BaseModel):
     "A part of an experiment chosen by name, with the parameters it is built with."
 
@@ -80,7 +80,7 @@ class Registry:
         _check_parameters(builder, component, self.kind, args, extra)
         return builder(*args, **extra, **component.params)
 
-# %% ../nbs/01_config.ipynb #b2547688
+# %% ../nbs/01_config.ipynb #92e14e58
 def _check_parameters(builder: Callable, component: Component, kind: str, args: tuple, extra: dict) -> None:
     "Raise `ConfigError` unless `builder` takes these arguments."
     signature = inspect.signature(builder)
@@ -92,14 +92,14 @@ def _check_parameters(builder: Callable, component: Component, kind: str, args: 
         hint = suggest(unknown[0], known) if unknown else f"It takes: {', '.join(known)}."
         raise ConfigError(f"The {kind} '{component.name}' cannot be built: {error}. {hint}") from None
 
-# %% ../nbs/01_config.ipynb #0b3f728c
+# %% ../nbs/01_config.ipynb #33c4b92e
 COHORTS = Registry("cohort")
 NETWORKS = Registry("network")
 TRANSFORMS = Registry("transform")
 LOSSES = Registry("loss")
 EXPLAINERS = Registry("explainer")
 
-# %% ../nbs/01_config.ipynb #c757adc4
+# %% ../nbs/01_config.ipynb #6f3f4c9c
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
@@ -135,7 +135,7 @@ class ExplanationConfig(_Section):
     batch_size: int = Field(8, ge=1, description="scans explained at once")
     atlas: str = Field("aal", description="atlas whose regions sum up relevance")
 
-# %% ../nbs/01_config.ipynb #79ccbffa
+# %% ../nbs/01_config.ipynb #1e893769
 class ExperimentConfig(_Section):
     "Everything that defines an experiment."
 
@@ -172,7 +172,7 @@ class ExperimentConfig(_Section):
         "Folder of the experiment's results, `results/NAME`."
         return self.results / self.name
 
-# %% ../nbs/01_config.ipynb #2312d624
+# %% ../nbs/01_config.ipynb #33768fbd
 def describe_config(
     schema: type[BaseModel] = ExperimentConfig,  # the schema to describe
     prefix: str = "",                            # dotted name of the section, for nested sections
@@ -188,7 +188,7 @@ def describe_config(
             rows.append((prefix + name, text, field.description))
     return rows
 
-# %% ../nbs/01_config.ipynb #47667bf0
+# %% ../nbs/01_config.ipynb #2400652e
 def _read_value(text: str) -> Any:
     "Read the right side of an override as YAML; numbers such as 1e-3, which YAML 1.1 takes for text, become numbers."
     value = yaml.safe_load(text)
@@ -227,7 +227,7 @@ def _merge(values: dict, changes: dict) -> dict:
         merged[key] = _merge(old if isinstance(old, dict) else {}, change) if isinstance(change, dict) else change
     return merged
 
-# %% ../nbs/01_config.ipynb #ce314825
+# %% ../nbs/01_config.ipynb #b34eaad4
 def _read_yaml(path: Path) -> dict[str, Any]:
     "Read a YAML mapping and, below it, the files it is based on."
     try:
@@ -279,7 +279,7 @@ def load_config(
     except ConfigError as error:
         raise ConfigError(f"{path}:\n{error}") from None
 
-# %% ../nbs/01_config.ipynb #474bb9b5
+# %% ../nbs/01_config.ipynb #1c197ab9
 def save_config(
     config: ExperimentConfig,  # what to write
     path: str | os.PathLike,   # YAML file, replaced if it exists
