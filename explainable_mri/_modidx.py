@@ -78,4 +78,7 @@ d = { 'settings': { 'branch': 'main',
                                               'explainable_mri.data.volumes.save_volume': ( 'volumes.html#save_volume',
                                                                                             'explainable_mri/data/volumes.py'),
                                               'explainable_mri.data.volumes.to_image': ( 'volumes.html#to_image',
-                                                                                         'explainable_mri/data/volumes.py')}}}
+                                                                                         'explainable_mri/data/volumes.py')},
+            'explainable_mri.files': { 'explainable_mri.files.read_json': ('files.html#read_json', 'explainable_mri/files.py'),
+                                       'explainable_mri.files.replacing': ('files.html#replacing', 'explainable_mri/files.py'),
+                                       'explainable_mri.files.write_json': ('files.html#write_json', 'explainable_mri/files.py')}}}

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['GRIDS', 'Grid', 'VolumeError', 'get_grid', 'to_image', 'save_volume', 'check_volume', 'load_volume']
 
-# %% ../../nbs/10_volumes.ipynb #ce72897e
+# %% ../../nbs/10_volumes.ipynb #91aa9472
 import math
 import os
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nilearn.image import resample_img
+
+from ..files import replacing
 
 # %% ../../nbs/10_volumes.ipynb #f476bf2d
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ def get_grid(
         raise VolumeError(f"There is no grid named '{name}'. Choose from: {', '.join(GRIDS)}.")
     return GRIDS[name]
 
-# %% ../../nbs/10_volumes.ipynb #775a8d17
+# %% ../../nbs/10_volumes.ipynb #e4593ffc
 def to_image(
     array: np.ndarray,  # array of the grid's cropped shape
     grid: Grid,         # the grid it lives on
@@ -116,11 +117,8 @@ def save_volume(
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise VolumeError(f"{path}: a NIfTI file ends in .nii or .nii.gz.")
-    image = to_image(array, grid)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        partial = Path(folder, path.name)
-        nib.save(image, partial)
-        os.replace(partial, path)
+    with replacing(path) as partial:
+        nib.save(to_image(array, grid), partial)
     return path
 
 # %% ../../nbs/10_volumes.ipynb #35e687bd
