@@ -41,7 +41,7 @@ def cross_entropy(
     "Cross-entropy, averaged over the scans of a batch by their weights."
     return nn.CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing)
 
-# %% ../../nbs/29_losses.ipynb #70c89ee2
+# %% ../../nbs/29_losses.ipynb #07461be7
 class FocalLoss(nn.Module):
     """MONAI's focal loss, averaged over the scans of a batch.
 
@@ -55,10 +55,10 @@ class FocalLoss(nn.Module):
         from monai.losses import FocalLoss as Loss
 
         super().__init__()
-        self.loss = Loss(to_onehot_y=True, use_softmax=True, gamma=gamma, weight=weight, reduction="sum")
+        self.loss = Loss(to_onehot_y=True, use_softmax=True, gamma=gamma, weight=weight, reduction="none")
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.loss(logits, labels[:, None]) / len(labels)
+        return self.loss(logits, labels[:, None]).sum(dim=1).mean()
 
 
 LOSSES.register("focal")(FocalLoss)
