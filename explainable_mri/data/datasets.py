@@ -100,7 +100,7 @@ class ScanDataset(Dataset):
             volume = self.transform(volume)
         return {"volume": volume, "label": torch.tensor(self.labels[row]), "row": row}
 
-# %% ../../nbs/16_datasets.ipynb #58727aba
+# %% ../../nbs/16_datasets.ipynb #f11f1591
 @TRANSFORMS.register("flip")
 def flip(
     grid: Grid,                # the grid of the volumes
@@ -110,9 +110,10 @@ def flip(
     midline = -grid.cropped_affine[0, 3] / grid.cropped_affine[0, 0]
     missing = round(2 * midline) - (grid.cropped_shape[0] - 1)
     margin = (max(-missing, 0), max(missing, 0), 0, 0, 0, 0)
-    return tio.Compose([tio.Pad(margin), tio.RandomFlip("LR", probability), tio.Crop(margin)])
+    steps = [tio.Pad(margin, copy=False), tio.Flip(axes=0, copy=False), tio.Crop(margin, copy=False)]
+    return tio.Compose(steps, p=probability, copy=False)
 
-# %% ../../nbs/16_datasets.ipynb #ffc24d64
+# %% ../../nbs/16_datasets.ipynb #37bd55a4
 class RandomShift(RandomTransform, tio.SpatialTransform):
     "Move a volume by a random number of whole voxels along each axis; zeros come in from outside."
 
@@ -125,13 +126,15 @@ class RandomShift(RandomTransform, tio.SpatialTransform):
         self.voxels = tuple(voxels)
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        "Crop on one side and pad on the other."
+        "Copy what stays in view to its new place."
         steps = [int(torch.randint(-most, most + 1, ())) for most in self.voxels]
-        before = [side for step in steps for side in (max(step, 0), max(-step, 0))]
-        after = [side for step in steps for side in (max(-step, 0), max(step, 0))]
-        move = tio.Compose([tio.Crop(after), tio.Pad(before)])
         for image in self.get_images(subject):
-            image.set_data(move(image).data)
+            sizes = image.spatial_shape
+            old = [slice(max(-step, 0), size - max(step, 0)) for step, size in zip(steps, sizes)]
+            new = [slice(max(step, 0), size - max(-step, 0)) for step, size in zip(steps, sizes)]
+            moved = torch.zeros_like(image.data)
+            moved[:, *new] = image.data[:, *old]
+            image.set_data(moved)
         return subject
 
 
@@ -144,7 +147,9 @@ def shift(
     voxels = [int(distance / size + 1e-6) for size in grid.voxel_size]
     if not any(voxels):
         raise ValueError(f"a distance of {distance} mm is less than a voxel of the grid '{grid.name}'")
-    return RandomShift(voxels)
+    if any(most >= size for most, size in zip(voxels, grid.cropped_shape)):
+        raise ValueError(f"a distance of {distance} mm moves the brain out of the grid '{grid.name}'")
+    return RandomShift(voxels, copy=False)
 
 # %% ../../nbs/16_datasets.ipynb #52fdd4d3
 class Transforms:
