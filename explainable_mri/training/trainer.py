@@ -277,7 +277,7 @@ def load_trained(
     return TrainedModel(network.eval(), component, tuple(about["input_shape"]), about["classes"], about["epoch"],
                         about["metrics"], about["extras"])
 
-# %% ../../nbs/31_trainer.ipynb #ee5ed1a2
+# %% ../../nbs/31_trainer.ipynb #7624a6af
 def train(
     network: Component,           # name and parameters of the network
     training_set: Dataset,        # items dict(volume (1, x, y, z) float32, label int, row int)
@@ -341,11 +341,14 @@ def train(
 def _progress_of(last: Path, about: dict[str, Any]) -> tuple[int, bool]:
     "Epochs done and whether early stopping ended them; raises `TrainingError` when the checkpoint is another training's."
     found = _read_checkpoint(last)["explainable_mri"]
-    changed = [name for name in about if found[name] != about[name]]
-    if changed:
-        name = changed[0]
-        raise TrainingError(f"{last.parent} holds another training: its {name} is {found[name]}, not {about[name]}. "
-                            "Choose another name for the experiment, or delete that folder to start anew.")
+    for name, value in about.items():
+        earlier = found.get(name)
+        if isinstance(value, dict) and isinstance(earlier, dict) and value != earlier:
+            key = next(key for key in {**value, **earlier} if value.get(key) != earlier.get(key))
+            name, value, earlier = f"{name}.{key}", value.get(key), earlier.get(key)
+        if value != earlier:
+            raise TrainingError(f"{last.parent} holds another training: its {name} is {earlier}, not {value}. "
+                                "Choose another name for the experiment, or delete that folder to start anew.")
     return found["epoch"], found["stopped_early"]
 
 
