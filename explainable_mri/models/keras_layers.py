@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Shape', 'SUPPORTED_LAYERS', 'same_padding', 'even_padding', 'KerasError', 'HardSigmoid', 'Exponential',
            'activation_name', 'VoxelPReLU', 'Permute', 'Reshape', 'Add', 'Subtract', 'Multiply', 'Average', 'Maximum',
-           'Minimum', 'Concatenate', 'build_layer', 'weight_names', 'load_weights']
+           'Minimum', 'Concatenate', 'check_class', 'build_layer', 'weight_names', 'load_weights']
 
 # %% ../../nbs/21_keras_layers.ipynb #f5233247
 import functools
@@ -100,7 +100,7 @@ def _number(value: Any) -> float | None:
         value = value.get("value", value.get("config", {}).get("value") if isinstance(value.get("config"), dict) else None)
     return None if value is None else float(value)
 
-# %% ../../nbs/21_keras_layers.ipynb #f22f984e
+# %% ../../nbs/21_keras_layers.ipynb #d2037b96
 class HardSigmoid(nn.Module):
     "Keras 2's piecewise linear sigmoid, steeper than PyTorch's and Keras 3's `nn.Hardsigmoid`."
 
@@ -142,7 +142,7 @@ def _activation(activation: Any, shapes: list[Shape]) -> dict[str, nn.Module]:
         return {}
     if name in _ACTIVATIONS:
         return {"activation": _ACTIVATIONS[name]()}
-    if name in _ACTIVATION_LAYERS and isinstance(activation, dict):
+    if name in _ACTIVATION_LAYERS and name != "PReLU" and isinstance(activation, dict):
         return _BUILDERS[name](activation.get("config", {}), shapes)
     raise KerasError(f"the activation '{name}' is not supported. Choose from: linear, {', '.join(_ACTIVATIONS)}.")
 
@@ -461,8 +461,17 @@ def _merge(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
     kinds = (Add, Subtract, Multiply, Average, Maximum, Minimum)
     return {"join": {kind.__name__: kind for kind in kinds}[config["class_name"]]()}
 
-# %% ../../nbs/21_keras_layers.ipynb #a65c86c2
+# %% ../../nbs/21_keras_layers.ipynb #02e43ee7
 SUPPORTED_LAYERS = tuple(sorted(_BUILDERS))
+
+
+def check_class(
+    class_name: str,  # Keras class
+) -> None:
+    "Raise `KerasError` unless there is a counterpart for the class."
+    if class_name not in _BUILDERS:
+        reason = "holds Python code, which is never executed" if "Lambda" in class_name else "is not supported"
+        raise KerasError(f"the class '{class_name}' {reason}. Supported are: {', '.join(SUPPORTED_LAYERS)}.")
 
 
 def build_layer(
@@ -471,9 +480,7 @@ def build_layer(
     shapes: list[Shape],  # shapes of its inputs, Keras's: channels last, without the batch
 ) -> nn.Module:           # a module, or an `nn.Sequential` of several; it takes and gives channels-first tensors
     "Make the PyTorch counterpart of a Keras layer; raises `KerasError` when there is none."
-    if class_name not in _BUILDERS:
-        reason = "holds Python code, which is never executed" if class_name == "Lambda" else "is not known"
-        raise KerasError(f"the class '{class_name}' {reason}. Known are: {', '.join(SUPPORTED_LAYERS)}.")
+    check_class(class_name)
     if config.get("data_format", "channels_last") != "channels_last":
         raise KerasError(f"data_format '{config['data_format']}' is not supported, only 'channels_last'.")
     try:
@@ -487,7 +494,7 @@ def build_layer(
             module.relevance = "gradient"
     return layer
 
-# %% ../../nbs/21_keras_layers.ipynb #29ae9c35
+# %% ../../nbs/21_keras_layers.ipynb #9aa49e36
 _WEIGHTED = tuple([*_CONVOLUTION.values(), *_BATCH_NORM.values(), nn.Linear, nn.PReLU, VoxelPReLU])
 
 
@@ -529,9 +536,11 @@ def load_weights(
     weights: dict[str, np.ndarray]  # Keras's arrays by their names, see `weight_names`
 ) -> None:
     "Give a layer its weights; raises `KerasError` when their shapes do not fit."
-    if not weights:
+    module = next((module for module in layer.modules() if isinstance(module, _WEIGHTED)), None)
+    if module is None:
         return
-    module = next(module for module in layer.modules() if isinstance(module, _WEIGHTED))
+    if not weights:
+        raise KerasError("there are no weights for it.")
     state, expected = _torch_state(module, weights), module.state_dict()
     for name, array in state.items():
         if array.shape != tuple(expected[name].shape):
