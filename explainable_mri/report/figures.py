@@ -26,9 +26,9 @@ from ..analysis.regions import side, without_side
 from ..analysis.statistics import Concentration, Correlation, concentration_by_group, correlation
 from ..data.volumes import Grid, to_image
 
-# %% ../../nbs/60_figures.ipynb #37c5fe40
-_WIDTH = 8.4  # inches, of figures that fill a page's width
-_HEIGHTS = {"ortho": 3.2, "x": 1.7, "y": 1.8, "z": 2.1, "mosaic": 5.2}
+# %% ../../nbs/60_figures.ipynb #dd4b04e3
+_WIDTH, _HALF = 9.2, 4.6  # inches, of figures that fill a page's width or half of it
+_HEIGHTS = {"ortho": 3.5, "x": 1.8, "y": 1.9, "z": 2.3, "mosaic": 5.7}
 _COLORS = "RdBu_r"
 _SLICES = {"ortho": None, "x": 6, "y": 6, "z": 6, "mosaic": 5}
 
@@ -82,7 +82,7 @@ def _colorbar(figure: Figure, lower: float, upper: float) -> None:
     bar.outline.set_visible(False)
     bar.set_label("relevance", color="white", size=9)
 
-# %% ../../nbs/60_figures.ipynb #cb0a0465
+# %% ../../nbs/60_figures.ipynb #1e3af6d8
 GROUP_COLORS = {"CN": "#0072B2", "SCD": "#56B4E9", "MCI": "#E69F00", "AD": "#D55E00"}
 _OTHER_COLORS = ["#009E73", "#CC79A7", "#56B4E9", "#666666"]
 _STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#666666",
@@ -110,6 +110,7 @@ def _charts(width: float, height: float, columns: int = 1) -> tuple[Figure, list
     "An empty figure of `width` x `height` inches with charts side by side."
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
         axes = figure.subplots(1, columns, squeeze=False)[0]
     return figure, list(axes)
 
@@ -178,13 +179,13 @@ def plot_history(
             ax.legend(frameon=False)
     return figure
 
-# %% ../../nbs/60_figures.ipynb #16620041
+# %% ../../nbs/60_figures.ipynb #f6579097
 def plot_roc(
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],  # truth (0 or 1) and predicted probability by comparison
     title: str | None = None,                                     # title
 ) -> Figure:                                                      # the figure
     "Draw ROC curves, with the area under each in the legend; a comparison with one class only has no curve."
-    figure, (ax,) = _charts(4.6, 4.4)
+    figure, (ax,) = _charts(_HALF, 4.4)
     others = iter(_OTHER_COLORS * len(curves))
     for (name, (truth, probability)), line in zip(curves.items(), ["-", "--", "-.", ":"] * len(curves)):
         label = name.replace("_", " ")
@@ -225,7 +226,7 @@ def plot_confusion(
     _label(ax, "predicted", "group", title)
     return figure
 
-# %% ../../nbs/60_figures.ipynb #20d805bf
+# %% ../../nbs/60_figures.ipynb #59b8209b
 def _strip(ax: Axes, groups: Sequence[str], values: np.ndarray) -> list[str]:
     "Draw each value as a dot above its group, spread sideways; returns the groups in order."
     colors = group_colors(groups)
@@ -248,7 +249,7 @@ def plot_probabilities(
     title: str | None = None,      # title
 ) -> Figure:                       # the figure
     "Draw the distribution of predicted probabilities in each group: every scan, the quartiles and the median."
-    figure, (ax,) = _charts(5.4, 3.8)
+    figure, (ax,) = _charts(_HALF, 3.8)
     values = np.asarray(probability, dtype=float)
     order = _strip(ax, groups, values)
     ax.boxplot([values[np.asarray(groups) == group] for group in order], positions=range(len(order)), widths=0.5,
@@ -259,7 +260,7 @@ def plot_probabilities(
     _label(ax, "", label, title)
     return figure
 
-# %% ../../nbs/60_figures.ipynb #901050c4
+# %% ../../nbs/60_figures.ipynb #faf8e1fd
 def plot_concentration(
     groups: Sequence[str],                    # group of each scan
     concentrations: Sequence[Concentration],  # concentration of each scan, in the same order
@@ -267,7 +268,7 @@ def plot_concentration(
     title: str | None = None,                 # title
 ) -> Figure:                                  # the figure
     "Draw the concentration of each scan, and the mean of each group with its 95 % confidence interval."
-    figure, (ax,) = _charts(5.4, 3.8)
+    figure, (ax,) = _charts(_HALF, 3.8)
     order = _strip(ax, groups, np.array([one.ratio for one in concentrations]))
     means = concentration_by_group(groups, concentrations).set_index("group")
     for position, group in enumerate(order):
@@ -292,7 +293,7 @@ def plot_correlation(
     title: str | None = None,              # title
 ) -> Figure:                               # the figure
     "Draw two numbers against each other with their regression line and correlation."
-    figure, (ax,) = _charts(5.4, 4.2)
+    figure, (ax,) = _charts(_HALF, 3.8)
     scans = pd.DataFrame({"x": np.asarray(x, float), "y": np.asarray(y, float), "group": list(groups)}).dropna()
     for group, color in group_colors(scans.group).items():
         own = scans[scans.group == group]
