@@ -10,31 +10,34 @@ from explainable_mri.analysis.statistics import relevance_concentration
 from explainable_mri.data.atlases import Atlas
 from explainable_mri.data.volumes import get_grid, load_volume
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "reference" / "published"
 GRID = get_grid("cat12_1.5mm")
 
-pytestmark = pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"reference data absent: {PUBLISHED}")
+
+@pytest.fixture(scope="module")
+def published(shared: Path) -> Path:
+    "The folder of published maps."
+    return shared / "reference" / "published"
 
 
-def masks() -> dict[str, np.ndarray]:
+@pytest.fixture(scope="module")
+def masks(published: Path) -> dict[str, np.ndarray]:
     "The published masks by name."
-    return {path.name.removesuffix(".nii.gz"): load_volume(path, GRID) > 0.5 for path in PUBLISHED.glob("masks/*.nii.gz")}
+    return {path.name.removesuffix(".nii.gz"): load_volume(path, GRID) > 0.5 for path in published.glob("masks/*.nii.gz")}
 
 
 @pytest.mark.parametrize("group", ["AD", "CN"])
-def test_region_sums_are_the_published_ones(group):
+def test_region_sums_are_the_published_ones(published: Path, masks: dict[str, np.ndarray], group: str):
     "Masks overlap, so each is an atlas of one region; the published sums are rounded to three digits."
-    relevance = load_volume(PUBLISHED / f"mean_relevance_ADNI2_{group}.nii.gz", GRID)
-    expected = json.loads((PUBLISHED / f"region_sums_ADNI2_{group}.json").read_text())
+    relevance = load_volume(published / f"mean_relevance_ADNI2_{group}.nii.gz", GRID)
+    expected = json.loads((published / f"region_sums_ADNI2_{group}.json").read_text())
     found = {name: region_table(relevance, Atlas(name, mask.astype(int), {1: name}), GRID).relevance[0]
-             for name, mask in masks().items()}
+             for name, mask in masks.items()}
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-3)
 
 
-def test_relevance_of_patients_concentrates_in_the_hippocampus():
+def test_relevance_of_patients_concentrates_in_the_hippocampus(published: Path, masks: dict[str, np.ndarray]):
     "In the published map of patients the hippocampus stands out, in that of the controls far less."
-    named = masks()
-    ratio = {group: relevance_concentration(load_volume(PUBLISHED / f"mean_relevance_ADNI2_{group}.nii.gz", GRID),
-                                            named["aal_hippocampus"], named["brainmask"]).ratio
+    ratio = {group: relevance_concentration(load_volume(published / f"mean_relevance_ADNI2_{group}.nii.gz", GRID),
+                                            masks["aal_hippocampus"], masks["brainmask"]).ratio
              for group in ("AD", "CN")}
     assert ratio["AD"] > 2 * ratio["CN"] > 2

@@ -6,11 +6,10 @@
 __all__ = ['Block', 'PACKAGES', 'NOTICE', 'Prose', 'Table', 'Picture', 'KeyFigures', 'format_value', 'Section', 'Report',
            'package_versions', 'render_report', 'write_report']
 
-# %% ../../nbs/61_documents.ipynb #42959747
+# %% ../../nbs/61_documents.ipynb #dbf7ff0b
 import base64
 import io
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,6 +21,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
+
+from ..files import replacing
 
 # %% ../../nbs/61_documents.ipynb #169cee4e
 @dataclass
@@ -258,7 +259,7 @@ _TEMPLATE = """\
 </html>
 """
 
-# %% ../../nbs/61_documents.ipynb #4154c5ff
+# %% ../../nbs/61_documents.ipynb #1ba6e2e4
 NOTICE = "For research, not for diagnosis."
 
 
@@ -291,9 +292,6 @@ def write_report(
     "Write a report as a self-contained HTML file."
     path = Path(path)
     page = render_report(Report(title, sections, **facts))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        partial = Path(folder, path.name)
+    with replacing(path) as partial:
         partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
     return path

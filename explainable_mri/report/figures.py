@@ -226,7 +226,7 @@ def plot_confusion(
     _label(ax, "predicted", "group", title)
     return figure
 
-# %% ../../nbs/60_figures.ipynb #59b8209b
+# %% ../../nbs/60_figures.ipynb #3568c76e
 def _strip(ax: Axes, groups: Sequence[str], values: np.ndarray) -> list[str]:
     "Draw each value as a dot above its group, spread sideways; returns the groups in order."
     colors = group_colors(groups)
@@ -234,8 +234,8 @@ def _strip(ax: Axes, groups: Sequence[str], values: np.ndarray) -> list[str]:
     for position, (group, color) in enumerate(colors.items()):
         own = values[np.asarray(groups) == group]
         ax.scatter(position + generator.uniform(-0.16, 0.16, len(own)), own, s=18, color=color, alpha=0.65, linewidth=0)
-    counts = pd.Series(list(groups)).value_counts()
-    ax.set_xticks(range(len(colors)), [f"{group}\nn = {counts[group]}" for group in colors])
+    counts = {group: np.isfinite(values[np.asarray(groups) == group]).sum() for group in colors}
+    ax.set_xticks(range(len(colors)), [f"{group}\nn = {count}" for group, count in counts.items()])
     ax.set_xlim(-0.6, len(colors) - 0.4)
     ax.grid(axis="x", visible=False)
     return list(colors)
