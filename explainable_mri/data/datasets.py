@@ -73,7 +73,7 @@ def labels(
                          "List it under 'negative' or 'positive', or leave its scans out.")
     return table["group"].map(classes).to_numpy(np.int64)
 
-# %% ../../nbs/16_datasets.ipynb #18f9d9da
+# %% ../../nbs/16_datasets.ipynb #32b101aa
 class ScanDataset(Dataset):
     "Scans with labels: items `{'volume': (1, x, y, z) float32, 'label': int64, 'row': int}`."
 
@@ -87,8 +87,8 @@ class ScanDataset(Dataset):
         if len(volumes) != len(labels):
             raise ValueError(f"There are {len(volumes)} volumes, but {len(labels)} labels.")
         self.volumes = volumes
-        self.labels = np.asarray(labels, np.int64)
         self.rows = np.arange(len(volumes)) if rows is None else np.asarray(rows)
+        self.labels = np.asarray(labels, np.int64)[self.rows]  # of this dataset's scans alone
         self.transform = transform
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class ScanDataset(Dataset):
         volume = torch.from_numpy(np.array(self.volumes[row], np.float32)[None])
         if self.transform is not None:
             volume = self.transform(volume)
-        return {"volume": volume, "label": torch.tensor(self.labels[row]), "row": row}
+        return {"volume": volume, "label": torch.tensor(self.labels[item]), "row": row}
 
 # %% ../../nbs/16_datasets.ipynb #f11f1591
 @TRANSFORMS.register("flip")
