@@ -14,7 +14,7 @@ from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 
 DEFINITION = ast.FunctionDef | ast.ClassDef
-EXPORT = re.compile(r"#\|\s*export\b.*\n")
+EXPORT = re.compile(r"#\|\s*export[is]?\b.*\n")
 
 
 def title_cells(
@@ -80,7 +80,7 @@ def document(
         if isinstance(node, ast.Import | ast.ImportFrom):
             continue
         heading = headings(node) if node in public else []
-        fold = public and isinstance(node, DEFINITION) and has_signature(node)
+        fold = isinstance(node, DEFINITION) and has_signature(node) and any(map(has_signature, public))
         if above and not heading and not fold:
             above.source += f"\n{source}"
             continue
@@ -99,7 +99,12 @@ def prepare(
     first, *others = notebook.cells
     cells = title_cells(first, number.group() if number else "")
     for cell in others:
-        cells += document(cell) if cell.cell_type == "code" and EXPORT.match(cell.source) else [cell]
+        if cell.cell_type == "code" and EXPORT.match(cell.source):
+            cells += document(cell)
+            continue
+        if cell.cell_type == "code" and not cell.source.startswith("show_doc"):
+            cell.source = f"#| eval: false\n{cell.source}"  # nbdev would run what imports something
+        cells.append(cell)
     notebook.cells = cells
     nbformat.write(notebook, path)
 
