@@ -89,7 +89,7 @@ def get_layout(
         raise KerasError(f"The layout is for {len(layout.axes)} spatial axes, but the network's input has {axes}.")
     return layout
 
-# %% ../../nbs/23_keras.ipynb #e30ae8dc
+# %% ../../nbs/23_keras.ipynb #ecd08eaf
 class KerasNetwork(nn.Module):
     "An imported network; takes volumes on the grid, (N, channels, x, y, z), and returns logits, (N, classes)."
 
@@ -154,7 +154,7 @@ def _try(layer: nn.Module, inputs: list[torch.Tensor]) -> torch.Tensor:
     "Run a layer on inputs without data, to learn the shape of its output."
     try:
         return layer(*inputs)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
         shapes = ", ".join(str(tuple(value.shape[1:])) for value in inputs)
         raise KerasError(f"it cannot take inputs of shape {shapes} (channels first): {error}") from error
 

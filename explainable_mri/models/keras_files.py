@@ -308,36 +308,45 @@ def _weight_list(group: h5py.Group) -> list[str]:
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
-# %% ../../nbs/22_keras_files.ipynb #0f678299
+# %% ../../nbs/22_keras_files.ipynb #c30cb7c2
 def _snake_case(class_name: str) -> str:
     "A class name as Keras writes it in paths: BatchNormalization becomes batch_normalization."
     spaced = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", class_name))
     return re.sub("([a-z])([A-Z])", r"\1_\2", spaced).lower()
 
 
-def _archive_weights(group: h5py.Group, model: dict, prefix: str = "") -> Weights:
-    "Weights of all layers in the HDF5 file of a .keras archive."
+def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    "All arrays of a file by their paths; Keras on Windows wrote paths with backslashes."
+    found = {}
+    file.visititems(lambda path, item: found.update({path.replace("\\", "/"): item})
+                    if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def _archive_weights(arrays: dict[str, h5py.Dataset], model: dict, prefix: str = "", path: str = "") -> Weights:
+    "Weights of all layers in a .keras archive; `prefix` and `path` lead to a nested model."
     weights, used = {}, Counter()
-    root = group.get("layers", group.get("_layer_checkpoint_dependencies", {}))
+    early = path + "_layer_checkpoint_dependencies/"  # Keras 2.12 and 2.13 list a layer that has weights twice
+    twice = any(name.startswith(early) for name in arrays)
     for entry in _sublayers(model):
         if ".ops." in (entry.get("module") or ""):  # an operation such as `a + b`, not a layer
             continue
         name, kind = prefix + _layer_name(entry), _snake_case(entry["class_name"])
-        path = kind if not used[kind] else f"{kind}_{used[kind]}"
-        used[kind] += 1
+        place = (early if twice else path + "layers/") + (f"{kind}_{used[kind]}" if used[kind] else kind) + "/"
         if entry["class_name"] in _MODELS:
-            if path not in root:
-                raise KerasError(f"there are no weights of the model '{name}'.")
-            weights |= _archive_weights(root[path], entry, name + "/")
+            inner = _archive_weights(arrays, entry, name + "/", place)
+            weights |= inner
+            used[kind] += 2 if twice and any(inner.values()) else 1
             continue
         names = weight_names(entry["class_name"], entry["config"])
-        stored = root[path].get("vars", {}) if path in root else {}
-        if names and len(stored) != len(names):
-            raise KerasError(f"layer '{name}': expected {len(names)} weights, found {len(stored)}.")
-        weights[name] = {weight: np.asarray(stored[str(index)]) for index, weight in enumerate(names)}
+        stored = [arrays.get(f"{place}vars/{index}") for index in range(len(names))]
+        if any(array is None for array in stored):
+            raise KerasError(f"layer '{name}': its {len(names)} weights are not in the file.")
+        weights[name] = {weight: np.asarray(array) for weight, array in zip(names, stored)}
+        used[kind] += 2 if twice and names else 1
     return weights
 
-# %% ../../nbs/22_keras_files.ipynb #e2faf00d
+# %% ../../nbs/22_keras_files.ipynb #70f1710b
 def _open_hdf5(file: h5py.File) -> tuple[dict, Weights]:
     if "model_config" not in file.attrs:
         reason = ("it holds weights only. Save the whole model (model.save)" if "layer_names" in file.attrs or
@@ -355,7 +364,7 @@ def _open_archive(archive: zipfile.ZipFile) -> tuple[dict, Weights]:
     model = json.loads(archive.read("config.json"))
     metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
     with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as file:
-        return _with_version(model, str(metadata.get("keras_version", "3"))), _archive_weights(file, model)
+        return _with_version(model, str(metadata.get("keras_version", "3"))), _archive_weights(_datasets(file), model)
 
 
 def _with_version(model: dict, version: str) -> dict:

@@ -461,7 +461,7 @@ def _merge(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
     kinds = (Add, Subtract, Multiply, Average, Maximum, Minimum)
     return {"join": {kind.__name__: kind for kind in kinds}[config["class_name"]]()}
 
-# %% ../../nbs/21_keras_layers.ipynb #02e43ee7
+# %% ../../nbs/21_keras_layers.ipynb #07b40256
 SUPPORTED_LAYERS = tuple(sorted(_BUILDERS))
 
 
@@ -485,7 +485,9 @@ def build_layer(
         raise KerasError(f"data_format '{config['data_format']}' is not supported, only 'channels_last'.")
     try:
         modules = _BUILDERS[class_name](config | {"class_name": class_name}, shapes)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except KerasError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise KerasError(f"its configuration cannot be used ({type(error).__name__}: {error}).") from error
     layer = next(iter(modules.values())) if len(modules) == 1 else nn.Sequential(OrderedDict(modules))
     for module in layer.modules():
@@ -494,7 +496,7 @@ def build_layer(
             module.relevance = "gradient"
     return layer
 
-# %% ../../nbs/21_keras_layers.ipynb #9aa49e36
+# %% ../../nbs/21_keras_layers.ipynb #b2987676
 _WEIGHTED = tuple([*_CONVOLUTION.values(), *_BATCH_NORM.values(), nn.Linear, nn.PReLU, VoxelPReLU])
 
 
@@ -504,9 +506,9 @@ def weight_names(
 ) -> list[str]:       # such as ["kernel", "bias"]
     "Names of a layer's weights in the order in which Keras stores them."
     if class_name in ("Conv1D", "Conv2D", "Conv3D", "Dense"):
-        return ["kernel"] + ["bias"] * config.get("use_bias", True)
+        return ["kernel"] + ["bias"] * bool(config.get("use_bias", True))
     if class_name == "BatchNormalization":
-        return (["gamma"] * config.get("scale", True) + ["beta"] * config.get("center", True)
+        return (["gamma"] * bool(config.get("scale", True)) + ["beta"] * bool(config.get("center", True))
                 + ["moving_mean", "moving_variance"])
     return ["alpha"] if class_name == "PReLU" else []
 
