@@ -35,15 +35,15 @@ from ..files import replacing
 from ..models.networks import build_network, l2_penalty
 from .losses import class_weights
 
-# %% ../../nbs/31_trainer.ipynb #b67d4c46
+# %% ../../nbs/31_trainer.ipynb #d98dd6e2
 class TrainingError(ValueError):
     "A training that cannot be started or continued, with a message that says what to do."
 
 
 def _labels(dataset: Dataset) -> np.ndarray:
-    "The class of each scan, from the dataset's attribute `labels` where there is one."
-    labels = getattr(dataset, "labels", None)
-    return np.asarray([dataset[row]["label"] for row in range(len(dataset))] if labels is None else labels, dtype=int)
+    "The class of each item, from the dataset's attribute `targets` where there is one."
+    targets = getattr(dataset, "targets", None)
+    return np.asarray([dataset[item]["label"] for item in range(len(dataset))] if targets is None else targets, dtype=int)
 
 # %% ../../nbs/31_trainer.ipynb #d0957287
 def _seed(*numbers: int) -> int:
@@ -279,7 +279,7 @@ def load_trained(
     return TrainedModel(network.eval(), component, tuple(about["input_shape"]), about["classes"], about["epoch"],
                         about["metrics"], about["extras"])
 
-# %% ../../nbs/31_trainer.ipynb #33fbf5da
+# %% ../../nbs/31_trainer.ipynb #b0be6a6d
 def train(
     network: Component,           # name and parameters of the network
     training_set: Dataset,        # items dict(volume (1, x, y, z) float32, label int, row int)
@@ -294,8 +294,8 @@ def train(
 ) -> TrainedModel:                # the network of the best epoch
     """Train a network, or go on where `folder`'s last checkpoint stands, and return the best epoch's.
 
-    A dataset with an attribute `labels`, the class of each scan, spares a pass over its items. Augmentation must draw
-    from PyTorch's global random numbers, as TorchIO does, to be repeatable.
+    A dataset with an attribute `targets`, the class of each item in order, spares a pass over the items. Augmentation
+    must draw from PyTorch's global random numbers, as TorchIO does, to be repeatable.
 
     Raises `TrainingError` when a class is missing, `folder` holds another training, `extras` are not plain data or the
     loss is not finite, and `ConfigError` for unknown names and parameters."""
