@@ -20,14 +20,14 @@ class Scans(torch.utils.data.Dataset):
 
     def __init__(self, scans: int, seed: int, delay: float = 0.0):
         self.volumes = torch.randn(scans, 1, 8, 10, 8, generator=torch.Generator().manual_seed(seed))
-        self.labels, self.delay = torch.arange(scans) % 2, delay
+        self.targets, self.delay = torch.arange(scans) % 2, delay
 
     def __len__(self):
-        return len(self.labels)
+        return len(self.targets)
 
     def __getitem__(self, row):
         time.sleep(self.delay)
-        return {"volume": self.volumes[row] + 0.1 * torch.randn(()), "label": int(self.labels[row]), "row": row}
+        return {"volume": self.volumes[row] + 0.1 * torch.randn(()), "label": int(self.targets[row]), "row": row}
 
 
 def run(folder, delay=0.0, workers=0):

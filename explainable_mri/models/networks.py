@@ -27,7 +27,7 @@ def initialize_like_keras(
             nn.init.zeros_(layer.bias)
     return network
 
-# %% ../../nbs/20_networks.ipynb #2012f2b1
+# %% ../../nbs/20_networks.ipynb #f229f5cd
 @NETWORKS.register("dyrba2021")
 def dyrba2021(
     input_shape: Sequence[int],        # size of a scan (x, y, z), in voxels; at least 8 along each axis
@@ -42,11 +42,12 @@ def dyrba2021(
 
     Raises `ValueError` when the scan is too small for three poolings.
 
-    Source: M. Dyrba et al., Improving 3D convolutional neural network comprehensibility via interactive visualization of
-    relevance maps: evaluation in Alzheimer's disease. Alzheimer's Research & Therapy 13:191, 2021."""
+    Source: M. Dyrba et al., Improving 3D convolutional neural network comprehensibility via interactive
+    visualization of relevance maps: evaluation in Alzheimer's disease. Alzheimer's Research & Therapy 13:191, 2021."""
     if len(input_shape) != 3 or min(input_shape) < 8:
-        raise ValueError(f"dyrba2021 halves a scan three times and needs at least 8 voxels along each of three axes, but "
-                         f"the scans are {'×'.join(map(str, input_shape))}. Choose a finer grid or a larger field of view.")
+        size = "×".join(map(str, input_shape))
+        raise ValueError("dyrba2021 halves a scan three times and needs at least 8 voxels along each of three axes, "
+                         f"but the scans are {size}. Choose a finer grid or a larger field of view.")
     layers, channels = OrderedDict(), 1
     for block in (1, 2, 3):
         layers[f"conv{block}"] = nn.Conv3d(channels, filters, kernel_size=3, padding=1)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-# %% ../../nbs/30_metrics.ipynb #940651ac
+# %% ../../nbs/30_metrics.ipynb #4a64885b
 def binary_metrics(
     truth: Sequence[int],          # class of each scan: 0 negative, 1 positive
     probability: Sequence[float],  # predicted probability of class 1
@@ -20,15 +20,16 @@ def binary_metrics(
 ) -> dict[str, float]:             # n, auc, balanced_accuracy, sensitivity, specificity, ppv, npv, f1
     """Measure how well `probability` tells class 1 from class 0.
 
-    A metric that is not defined is NaN, without a warning: sensitivity without positive scans, specificity without negative
-    scans, AUC and balanced accuracy without either, PPV and NPV when no scan is called positive or negative, F1 when
-    no scan is positive or called so.
+    A metric that is not defined is NaN, without a warning: sensitivity without positive scans, specificity without
+    negative scans, AUC and balanced accuracy without either, PPV and NPV when no scan is called positive or negative,
+    F1 when no scan is positive or called so.
 
-    Raises `ValueError` when lengths differ, a class is neither 0 nor 1, or a probability is missing or outside 0 to 1."""
+    Raises `ValueError` when lengths differ, a class is neither 0 nor 1, or a probability is missing or not within
+    0 and 1."""
     truth, probability = np.asarray(truth), np.asarray(probability, dtype=float)
     if truth.shape != probability.shape or truth.ndim != 1:
-        raise ValueError(f"There must be one probability for each scan, but the shapes are {truth.shape} for the classes "
-                         f"and {probability.shape} for the probabilities.")
+        raise ValueError(f"There must be one probability for each scan, but the shapes are {truth.shape} for the "
+                         f"classes and {probability.shape} for the probabilities.")
     if not np.isin(truth, (0, 1)).all():
         raise ValueError(f"Classes must be 0 or 1, but there is {truth[~np.isin(truth, (0, 1))][0]}.")
     wrong = ~((probability >= 0) & (probability <= 1))
@@ -54,7 +55,7 @@ def binary_metrics(
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
 
-# %% ../../nbs/30_metrics.ipynb #a42e9aaa
+# %% ../../nbs/30_metrics.ipynb #8067fbd0
 def group_metrics(
     groups: Sequence[str],                     # group of each scan; scans of other groups are left out
     probability: Sequence[float],              # predicted probability of disease
@@ -64,11 +65,12 @@ def group_metrics(
 ) -> dict[str, dict[str, float]]:              # such as {"MCI_vs_CN": metrics, "AD_vs_CN": metrics}
     """Measure each positive group against all negative groups.
 
-    Several negative groups are joined by a plus sign, as in "AD_vs_CN+SCD". Metrics are those of `binary_metrics`; what is not
-    defined, because a group has no scans, is NaN."""
+    Several negative groups are joined by a plus sign, as in "AD_vs_CN+SCD". Metrics are those of `binary_metrics`; what
+    is not defined, because a group has no scans, is NaN."""
     groups, probability = np.asarray(groups, dtype=object), np.asarray(probability, dtype=float)
     if groups.shape != probability.shape:
-        raise ValueError(f"There are {len(groups)} groups but {len(probability)} probabilities; each scan needs one of each.")
+        raise ValueError(f"There are {len(groups)} groups but {len(probability)} probabilities; each scan needs one of "
+                         "each.")
     control = np.isin(groups, list(negative))
     results = {}
     for group in positive:

@@ -35,15 +35,15 @@ from ..files import replacing
 from ..models.networks import build_network, l2_penalty
 from .losses import class_weights
 
-# %% ../../nbs/31_trainer.ipynb #b67d4c46
+# %% ../../nbs/31_trainer.ipynb #d98dd6e2
 class TrainingError(ValueError):
     "A training that cannot be started or continued, with a message that says what to do."
 
 
 def _labels(dataset: Dataset) -> np.ndarray:
-    "The class of each scan, from the dataset's attribute `labels` where there is one."
-    labels = getattr(dataset, "labels", None)
-    return np.asarray([dataset[row]["label"] for row in range(len(dataset))] if labels is None else labels, dtype=int)
+    "The class of each item, from the dataset's attribute `targets` where there is one."
+    targets = getattr(dataset, "targets", None)
+    return np.asarray([dataset[item]["label"] for item in range(len(dataset))] if targets is None else targets, dtype=int)
 
 # %% ../../nbs/31_trainer.ipynb #d0957287
 def _seed(*numbers: int) -> int:
@@ -78,7 +78,7 @@ class _Seeded(Dataset):
             torch.default_generator.manual_seed(seed)
             return self.dataset[row]
 
-# %% ../../nbs/31_trainer.ipynb #726f5428
+# %% ../../nbs/31_trainer.ipynb #74e0a8c2
 class Classifier(lightning.LightningModule):
     "A network, its loss and its validation metrics, as Lightning wants them."
 
@@ -110,8 +110,8 @@ class Classifier(lightning.LightningModule):
     def training_step(self, batch: dict, batch_index: int) -> torch.Tensor:
         loss = self.loss(self.network(batch["volume"]), batch["label"])
         if not torch.isfinite(loss):
-            raise TrainingError(f"The loss is {loss.item()} in epoch {self.current_epoch + 1}. Check the volumes for NaN and "
-                                f"extreme values, or lower training.learning_rate, now {self.learning_rate}.")
+            raise TrainingError(f"The loss is {loss.item()} in epoch {self.current_epoch + 1}. Check the volumes for "
+                                f"NaN and extreme values, or lower training.learning_rate, now {self.learning_rate}.")
         self.log("training_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["label"]), sync_dist=True)
         return loss + l2_penalty(self.network)
 
@@ -130,8 +130,9 @@ class Classifier(lightning.LightningModule):
             "metrics": {name: value.item() for name, value in self.trainer.callback_metrics.items()},
         }
 
-# %% ../../nbs/31_trainer.ipynb #c2cd6188
-HISTORY_COLUMNS = ["epoch", "training_loss", "validation_loss", "validation_auc", "validation_balanced_accuracy", "seconds"]
+# %% ../../nbs/31_trainer.ipynb #e11b4336
+HISTORY_COLUMNS = [
+    "epoch", "training_loss", "validation_loss", "validation_auc", "validation_balanced_accuracy", "seconds"]
 
 
 class _SafeCheckpoints(TorchCheckpointIO):
@@ -178,7 +179,7 @@ def _score(row: dict[str, float], monitor: str) -> float:
     "The monitored metric, turned so that more is better."
     return -row[monitor] if monitor.endswith("loss") else row[monitor]
 
-# %% ../../nbs/31_trainer.ipynb #d4ab30a4
+# %% ../../nbs/31_trainer.ipynb #3d20cf96
 class _Progress(Callback):
     "One progress bar for all epochs."
 
@@ -202,7 +203,7 @@ class _Progress(Callback):
         self.bar.total = self.bar.n
         self.bar.close()
 
-    def on_exception(self, trainer: lightning.Trainer, module: lightning.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, *args: Any) -> None:
         if hasattr(self, "bar"):
             self.bar.close()
 
@@ -222,7 +223,7 @@ def _quiet() -> Iterator[None]:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
 
-# %% ../../nbs/31_trainer.ipynb #ecf667dc
+# %% ../../nbs/31_trainer.ipynb #cf6e3e3a
 class CheckpointError(ValueError):
     "A file that is not a checkpoint of this program, or not a whole one."
 
@@ -248,9 +249,9 @@ def _read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint: it is truncated, of another kind, or holds more than plain "
-                              f"data ({str(error).splitlines()[0] if str(error) else type(error).__name__}). "
-                              "Copy it again, or train again.") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is not a readable checkpoint: it is truncated, of another kind, or holds more "
+                              f"than plain data ({reason}). Copy it again, or train again.") from None
     if not isinstance(checkpoint, dict) or "explainable_mri" not in checkpoint:
         raise CheckpointError(f"{path} is a PyTorch file but not a checkpoint of explainable_mri. "
                               "Give a best.ckpt or last.ckpt that the training wrote.")
@@ -262,7 +263,8 @@ def load_trained(
 ) -> TrainedModel:            # the network, in evaluation mode on the CPU, and what is known about it
     """Rebuild a trained network from its checkpoint alone.
 
-    Raises `CheckpointError` for a file that is missing, truncated or not from this program, and `ConfigError` when its network is not registered."""
+    Raises `CheckpointError` for a file that is missing, truncated or not from this program, and `ConfigError` when its
+    network is not registered."""
     checkpoint = _read_checkpoint(path)
     about = checkpoint["explainable_mri"]
     component = Component(**about["network"])
@@ -272,12 +274,12 @@ def load_trained(
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"The weights in {path} do not fit the network '{component.name}', which must have changed "
-                              f"since: {error}") from None
+        raise CheckpointError(f"The weights in {path} do not fit the network '{component.name}', which must have "
+                              f"changed since: {error}") from None
     return TrainedModel(network.eval(), component, tuple(about["input_shape"]), about["classes"], about["epoch"],
                         about["metrics"], about["extras"])
 
-# %% ../../nbs/31_trainer.ipynb #7624a6af
+# %% ../../nbs/31_trainer.ipynb #b0be6a6d
 def train(
     network: Component,           # name and parameters of the network
     training_set: Dataset,        # items dict(volume (1, x, y, z) float32, label int, row int)
@@ -287,16 +289,16 @@ def train(
     loss: Component = Component(name="cross_entropy"),  # name and parameters of the loss
     seed: int = 0,                # seed of initial weights, order of the scans, augmentation and dropout
     classes: int = 2,             # number of classes
-    extras: dict[str, Any] | None = None,  # plain data (numbers, texts, lists, dictionaries, tensors) to put into the checkpoints
+    extras: dict[str, Any] | None = None,  # for the checkpoints: numbers, texts, lists, dictionaries, tensors
     callbacks: Sequence[Callback] = (),    # further Lightning callbacks
 ) -> TrainedModel:                # the network of the best epoch
     """Train a network, or go on where `folder`'s last checkpoint stands, and return the best epoch's.
 
-    A dataset with an attribute `labels`, the class of each scan, spares a pass over its items. Augmentation must draw from PyTorch's
-    global random numbers, as TorchIO does, to be repeatable.
+    A dataset with an attribute `targets`, the class of each item in order, spares a pass over the items. Augmentation
+    must draw from PyTorch's global random numbers, as TorchIO does, to be repeatable.
 
-    Raises `TrainingError` when a class is missing, `folder` holds another training, `extras` are not plain data or the loss is not
-    finite, and `ConfigError` for unknown names and parameters."""
+    Raises `TrainingError` when a class is missing, `folder` holds another training, `extras` are not plain data or the
+    loss is not finite, and `ConfigError` for unknown names and parameters."""
     folder = Path(folder)
     labels, validation_labels = _labels(training_set), _labels(validation_set)
     try:
@@ -304,8 +306,8 @@ def train(
     except ValueError as error:
         raise TrainingError(str(error)) from None
     if missing := set(range(classes)) - set(validation_labels.tolist()):
-        raise TrainingError(f"The {len(validation_labels)} validation scans hold none of class {min(missing)}, so the best epoch "
-                            "cannot be told. Raise split.validation_fraction or use more scans.")
+        raise TrainingError(f"The {len(validation_labels)} validation scans hold none of class {min(missing)}, so the "
+                            "best epoch cannot be told. Raise split.validation_fraction or use more scans.")
     input_shape = list(training_set[0]["volume"].shape[1:])
     about = {
         "network": network.model_dump(mode="json"), "loss": loss.model_dump(mode="json"),
@@ -331,7 +333,8 @@ def train(
                 logger=TensorBoardLogger(folder, name="", version="tensorboard"), plugins=[_SafeCheckpoints()],
                 num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False)
             options = {"batch_size": config.batch_size, "num_workers": config.workers,
-                       "persistent_workers": config.workers > 0, "pin_memory": trainer.strategy.root_device.type == "cuda"}
+                       "persistent_workers": config.workers > 0,
+                       "pin_memory": trainer.strategy.root_device.type == "cuda"}
             sampler = _EpochSampler(training_set, seed, epochs)
             trainer.fit(module, DataLoader(_Seeded(training_set), sampler=sampler, **options),
                         DataLoader(validation_set, **options), ckpt_path=last if epochs else None)
@@ -339,7 +342,7 @@ def train(
 
 
 def _progress_of(last: Path, about: dict[str, Any]) -> tuple[int, bool]:
-    "Epochs done and whether early stopping ended them; raises `TrainingError` when the checkpoint is another training's."
+    "Epochs done, and whether early stopping ended them; raises `TrainingError` for another training's checkpoint."
     found = _read_checkpoint(last)["explainable_mri"]
     for name, value in about.items():
         earlier = found.get(name)
@@ -360,8 +363,8 @@ def _check_plain(extras: dict[str, Any]) -> dict[str, Any]:
             torch.save(value, file)
             torch.load(io.BytesIO(file.getvalue()), weights_only=True)
         except Exception:
-            raise TrainingError(f"extras['{name}'] is a {type(value).__name__} that a checkpoint cannot hold. Use numbers, "
-                                "texts, lists, dictionaries and tensors only.") from None
+            raise TrainingError(f"extras['{name}'] is a {type(value).__name__} that a checkpoint cannot hold. Use "
+                                "numbers, texts, lists, dictionaries and tensors only.") from None
     return extras
 
 # %% ../../nbs/31_trainer.ipynb #62de84d4
