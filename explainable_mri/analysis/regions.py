@@ -108,22 +108,23 @@ def side(
     "The side of a region."
     return SIDES.get(region[-2:], "midline")
 
-# %% ../../nbs/50_regions.ipynb #3048ef55
+# %% ../../nbs/50_regions.ipynb #79394690
 LOBES = {
     "hippocampus": ("Hippocampus",),
     "temporal": ("ParaHippocampal", "Amygdala", "Fusiform", "Heschl", "Temporal_"),
     "frontal": ("Precentral", "Frontal_", "Rolandic_Oper", "Supp_Motor_Area", "Olfactory", "Rectus",
-                "Paracentral_Lobule"),
+                "Paracentral_Lobule", "OFC"),
     "parietal": ("Postcentral", "Parietal_", "SupraMarginal", "Angular", "Precuneus"),
     "occipital": ("Calcarine", "Cuneus", "Lingual", "Occipital_"),
-    "insula and cingulate": ("Insula", "Cingulum_", "Cingulate_"),
-    "basal ganglia and thalamus": ("Caudate", "Putamen", "Pallidum", "Thal"),
+    "insula and cingulate": ("Insula", "Cingulum_", "Cingulate_", "ACC_"),
+    "basal ganglia and thalamus": ("Caudate", "Putamen", "Pallidum", "Thal", "N_Acc"),
     "cerebellum": ("Cerebelum", "Cerebellum", "Vermis"),
+    "brainstem": ("Red_N", "SN_", "VTA", "LC_", "Raphe"),
 }
 
 
 def lobe(
-    region: str,  # name of a region of the AAL atlas
+    region: str,  # name of a region of the AAL or AAL3 atlas
 ) -> str:         # name of the lobe, "other" for regions of no lobe
     "The lobe that a region belongs to."
     return next((name for name, prefixes in LOBES.items() if region.startswith(prefixes)), "other")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COVARIATES', 'Cohort', 'CohortError', 'read_table', 'make_cohort', 'read_cohort', 'table_cohort', 'phantom_cohort']
 
-# %% ../../nbs/13_cohorts.ipynb #3ead03b5
+# %% ../../nbs/13_cohorts.ipynb #ebbaf9cd
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +17,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..config import COHORTS, suggest
+from .phantom import simulate_cohort
 from .volumes import Grid, VolumeError, check_volume
 
 # %% ../../nbs/13_cohorts.ipynb #8a4321df
@@ -65,7 +66,7 @@ def _describe(table: pd.DataFrame) -> dict[str, str]:
         words["field strength"] = ", ".join(f"{tesla:g} T: {count}" for tesla, count in counts.items())
     return words
 
-# %% ../../nbs/13_cohorts.ipynb #b20ac7bd
+# %% ../../nbs/13_cohorts.ipynb #88073fec
 class CohortError(ValueError):
     "A table that cannot be used; `problems` lists everything that is wrong with it."
 
@@ -105,7 +106,7 @@ def _read_text(path: Path) -> pd.DataFrame:
     "Read separated values; the separator is the one that the header line has most of."
     header = path.read_text(encoding="utf-8-sig").partition("\n")[0]
     separator = max("\t;,", key=header.count)
-    table = pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig", skip_blank_lines=False, skipinitialspace=True)
+    table = pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig", skip_blank_lines=False)
     return table.apply(lambda column: column.str.strip())
 
 
@@ -113,7 +114,7 @@ def _read_excel(path: Path) -> pd.DataFrame:
     "Read the first sheet of a workbook, which takes the optional package openpyxl."
     return pd.read_excel(path, dtype=str, engine="openpyxl")
 
-# %% ../../nbs/13_cohorts.ipynb #0bee2d27
+# %% ../../nbs/13_cohorts.ipynb #b29e13cd
 _LIMITS = {
     "age": (0, 120, "years"),
     "tiv": (300, 3000, "ml (not litres or mm³)"),
@@ -131,12 +132,15 @@ def _check_numbers(table: pd.DataFrame, name: str, required: bool) -> Iterator[t
             if required:
                 yield row, f"{name} is missing"
         elif pd.isna(value) or np.isinf(value):
-            yield row, f"{name} is '{given}', which is not a number" + (" (write a decimal point)" if "," in str(given) else "")
+            hint = " (write a decimal point)" if "," in str(given) else ""
+            yield row, f"{name} is '{given}', which is not a number{hint}"
         elif not low <= value <= high:
             yield row, f"{name} is {value:g}, expected {low:g} to {high:g} {unit}"
 
 
-def _check_words(table: pd.DataFrame, name: str, choices: Iterable[str] | None, required: bool) -> Iterator[tuple[int, str]]:
+def _check_words(
+    table: pd.DataFrame, name: str, choices: Iterable[str] | None, required: bool,
+) -> Iterator[tuple[int, str]]:
     "Find entries of a column that are not among `choices` or, where `required`, missing."
     for row, value in table[name].items():
         if pd.isna(value):
@@ -171,7 +175,7 @@ def _check_files(paths: pd.Series, grid: Grid) -> Iterator[tuple[int, str]]:
         except VolumeError as error:
             yield row, str(error).splitlines()[0]
 
-# %% ../../nbs/13_cohorts.ipynb #dfa91cf4
+# %% ../../nbs/13_cohorts.ipynb #84a26462
 COVARIATES = ("age", "sex", "tiv", "field_strength")
 _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
@@ -199,11 +203,11 @@ def make_cohort(
         elif name in covariates:
             problems += _check_words(table, name, None, True)
     if problems:
-        raise CohortError(source, [f"row {row} ({table.at[row, 'subject']}): {text}{'' if text.endswith(('.', '?')) else '.'}"
+        raise CohortError(source, [f"row {row} ({table.at[row, 'subject']}): {_sentence(text)}"
                                    for row, text in sorted(problems)])
     return Cohort(_convert_numbers(table, {*words, "path"}).reset_index(drop=True), grid)
 
-# %% ../../nbs/13_cohorts.ipynb #71b5d92d
+# %% ../../nbs/13_cohorts.ipynb #bd0e0481
 def _require_columns(table: pd.DataFrame, names: Sequence[str], source: str) -> None:
     "Raise `CohortError` unless the table has rows and these columns, each once."
     problems = [f"There is no column '{name}'. {suggest(name, table.columns)}" for name in names if name not in table]
@@ -217,12 +221,18 @@ def _require_columns(table: pd.DataFrame, names: Sequence[str], source: str) -> 
 def _normalise(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     "Make paths absolute, write sexes as F and M, and number sessions where there are none."
     table = table.copy()
-    table["path"] = table["path"].map(lambda path: str((folder / Path(path).expanduser()).absolute()), na_action="ignore")
+    table["path"] = table["path"].map(
+        lambda path: str((folder / Path(path).expanduser()).absolute()), na_action="ignore")
     if "session" not in table:
         table["session"] = "1"
     if "sex" in table:
         table["sex"] = table["sex"].map(lambda sex: _SEXES.get(str(sex).lower(), str(sex)), na_action="ignore")
     return table
+
+
+def _sentence(text: str) -> str:
+    "End a text with a full stop unless it ends a sentence already."
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def _is_numeric(column: pd.Series) -> bool:
@@ -266,24 +276,22 @@ def table_cohort(
     "The scans listed in a table."
     return read_cohort(path, grid, groups, covariates, ignore_groups)
 
-# %% ../../nbs/13_cohorts.ipynb #d39cfaff
+# %% ../../nbs/13_cohorts.ipynb #e9910afc
 @COHORTS.register("phantom")
 def phantom_cohort(
-    grid: Grid,                               # the experiment's grid
-    groups: list[str],                        # the experiment's groups, among those simulated
-    covariates: list[str],                    # the experiment's covariates
-    folder: str | os.PathLike = "data/phantom", # where simulated cohorts are kept, one folder for each choice below
-    scans: int = 120,                         # number of scans
-    seed: int = 0,                            # seed of the simulation
-) -> Cohort:                                  # the scans of these groups
+    grid: Grid,                                  # the experiment's grid
+    groups: list[str],                           # the experiment's groups, among those simulated
+    covariates: list[str],                       # the experiment's covariates
+    folder: str | os.PathLike = "data/phantom",  # where the cohort is kept; what is there is reused
+    scans: int = 120,                            # number of scans
+    seed: int = 0,                               # seed of the simulation
+    atrophy: float = 1.0,                        # factor on the degree of atrophy; 0 makes all healthy
+) -> Cohort:                                     # the scans of these groups; `truth` is the path of the atrophy map
     "The simulated cohort, written on first use; see `simulate_cohort`."
-    from explainable_mri.data.phantom import simulate_cohort
-
-    path = Path(folder, f"{grid.name}-{scans}-scans-seed-{seed}", "participants.tsv")
-    if not path.is_file():
-        path = simulate_cohort(path.parent, scans=scans, grid=grid, seed=seed)
+    path = simulate_cohort(folder, scans=scans, grid=grid, seed=seed, atrophy=atrophy)
     cohort = read_cohort(path, grid, covariates=covariates)
     if unknown := [group for group in groups if group not in cohort.groups]:
         raise CohortError(str(path), [f"There is no scan of group '{group}'. {suggest(group, cohort.groups)}"
                                       for group in unknown])
+    cohort.table["truth"] = [str((path.parent / truth).absolute()) for truth in cohort.table["truth"]]
     return cohort.select(cohort.table["group"].isin(groups))

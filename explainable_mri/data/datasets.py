@@ -24,11 +24,11 @@ from tqdm.auto import tqdm
 from ..config import TRANSFORMS, Component, ConfigError, Registry
 from .volumes import Grid, VolumeError, load_volume
 
-# %% ../../nbs/16_datasets.ipynb #ecce3543
+# %% ../../nbs/16_datasets.ipynb #ec842532
 def load_volumes(
     table: pd.DataFrame,                    # a cohort's table; column `path`, a row a scan
     grid: Grid,                             # the grid of the scans
-    file: str | os.PathLike | None = None,  # .npy file that will hold the maps, replaced if it exists; None keeps them in memory
+    file: str | os.PathLike | None = None,  # .npy file for the maps, replaced if it exists; None keeps them in memory
     threads: int = 4,                       # scans read at the same time
 ) -> np.ndarray:                            # float32 (scans, x, y, z), memory-mapped read-only if there is a file
     "Read all scans of a table; raises `VolumeError` that lists every scan that cannot be read."
@@ -54,7 +54,8 @@ def _fill(volumes: np.ndarray, paths: Iterable[str], grid: Grid, threads: int) -
             return str(error)
 
     with ThreadPoolExecutor(threads) as pool:
-        results = list(tqdm(pool.map(read, enumerate(paths)), total=len(volumes), desc="Reading scans", unit="scan", delay=2))
+        results = pool.map(read, enumerate(paths))
+        results = list(tqdm(results, total=len(volumes), desc="Reading scans", unit="scan", delay=2))
     if problems := [result for result in results if result]:
         raise VolumeError(f"{len(problems)} of {len(volumes)} scans cannot be read:\n" + "\n".join(problems))
     return volumes
@@ -72,22 +73,22 @@ def labels(
                          "List it under 'negative' or 'positive', or leave its scans out.")
     return table["group"].map(classes).to_numpy(np.int64)
 
-# %% ../../nbs/16_datasets.ipynb #919a0cbb
+# %% ../../nbs/16_datasets.ipynb #32b101aa
 class ScanDataset(Dataset):
     "Scans with labels: items `{'volume': (1, x, y, z) float32, 'label': int64, 'row': int}`."
 
     def __init__(
         self,
-        volumes: np.ndarray,                         # maps of the whole cohort (scans, x, y, z), also memory-mapped
-        labels: Sequence[int],                       # class of each scan of the cohort
-        rows: Sequence[int] | None = None,           # rows of the cohort that make up the dataset; None takes all
-        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,  # changes a volume (1, x, y, z) each time it is asked for
+        volumes: np.ndarray,                 # maps of the whole cohort (scans, x, y, z), also memory-mapped
+        labels: Sequence[int],               # class of each scan of the cohort
+        rows: Sequence[int] | None = None,   # rows of the cohort that make up the dataset; None takes all
+        transform: Callable | None = None,   # makes a variant of a volume (1, x, y, z) each time it is asked for
     ):
         if len(volumes) != len(labels):
             raise ValueError(f"There are {len(volumes)} volumes, but {len(labels)} labels.")
         self.volumes = volumes
-        self.labels = np.asarray(labels, np.int64)
         self.rows = np.arange(len(volumes)) if rows is None else np.asarray(rows)
+        self.labels = np.asarray(labels, np.int64)[self.rows]  # of this dataset's scans alone
         self.transform = transform
 
     def __len__(self) -> int:
@@ -98,7 +99,7 @@ class ScanDataset(Dataset):
         volume = torch.from_numpy(np.array(self.volumes[row], np.float32)[None])
         if self.transform is not None:
             volume = self.transform(volume)
-        return {"volume": volume, "label": torch.tensor(self.labels[row]), "row": row}
+        return {"volume": volume, "label": torch.tensor(self.labels[item]), "row": row}
 
 # %% ../../nbs/16_datasets.ipynb #f11f1591
 @TRANSFORMS.register("flip")

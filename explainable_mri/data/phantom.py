@@ -6,7 +6,7 @@
 __all__ = ['PATTERN', 'GROUPS', 'DICTIONARY', 'Group', 'Person', 'draw_person', 'SmoothField', 'Scan', 'Simulator',
            'PhantomError', 'simulate_cohort']
 
-# %% ../../nbs/12_phantom.ipynb #290c13e6
+# %% ../../nbs/12_phantom.ipynb #d62f8b25
 import itertools
 import json
 import os
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .atlases import load_atlas, load_brain_mask, load_template
 from .volumes import Grid, get_grid, save_volume
 
-# %% ../../nbs/12_phantom.ipynb #b9fcb4eb
+# %% ../../nbs/12_phantom.ipynb #62ed033c
 PATTERN = {
     "Hippocampus": 1.0,
     "Amygdala": 0.9,
@@ -32,7 +32,7 @@ PATTERN = {
     "Temporal_Inf": 0.5,
 }
 
-# %% ../../nbs/12_phantom.ipynb #0240f85b
+# %% ../../nbs/12_phantom.ipynb #d3990843
 @dataclass(frozen=True)
 class Group:
     "What a group of people has in common."
@@ -50,7 +50,7 @@ GROUPS = {
     "AD": Group(degree=0.28, deviation=0.08, progress=0.03, age=75.5, old_scanner=0.5),
 }
 
-# %% ../../nbs/12_phantom.ipynb #3280bbba
+# %% ../../nbs/12_phantom.ipynb #fc2c133d
 @dataclass(frozen=True)
 class Person:
     "A simulated person at the first visit."
@@ -97,7 +97,7 @@ def draw_person(
         interval=round(float(rng.uniform(0.9, 2.5)), 1) if rng.random() < repeat_fraction else None,
     )
 
-# %% ../../nbs/12_phantom.ipynb #24306c87
+# %% ../../nbs/12_phantom.ipynb #1fbe53c5
 _BOX = ((-100, 100), (-136, 106), (-88, 112))  # mm, contains the fields of view of all grids
 
 
@@ -127,7 +127,7 @@ class SmoothField:
             field = np.tensordot(field, kernel, (0, 1))
         return field
 
-# %% ../../nbs/12_phantom.ipynb #9730a216
+# %% ../../nbs/12_phantom.ipynb #527bbe73
 @dataclass(frozen=True, eq=False)
 class Scan:
     "A simulated scan."
@@ -188,7 +188,7 @@ class Simulator:
                   for volume in (load_template(self.grid), weights[self.atlas.labels])]
         return *warped, variation
 
-# %% ../../nbs/12_phantom.ipynb #ab8d415a
+# %% ../../nbs/12_phantom.ipynb #e0fa70e6
 class PhantomError(ValueError):
     "A simulation that cannot be done as asked."
 
@@ -214,7 +214,7 @@ def _visits(scans: int, seed: int, repeat_fraction: float, atrophy: float) -> li
     visits = ((person, session) for person in people for session in range(1, 2 + (person.interval is not None)))
     return list(itertools.islice(visits, scans))
 
-# %% ../../nbs/12_phantom.ipynb #d1ee3a58
+# %% ../../nbs/12_phantom.ipynb #6aaa4e80
 def _write_text(path: Path, text: str) -> None:
     "Write a text file under a temporary name, then rename it."
     partial = path.with_name(f".{path.name}.partial")
@@ -240,7 +240,7 @@ def _write_scan(folder: Path, simulator: Simulator, person: Person, session: int
     _write_text(done, json.dumps(row, indent=2))
     return row
 
-# %% ../../nbs/12_phantom.ipynb #c9f443e1
+# %% ../../nbs/12_phantom.ipynb #108d6db4
 def _claim(folder: Path, parameters: dict[str, Any]) -> None:
     "Record what is simulated in `folder`; raises `PhantomError` when it holds something else."
     record = folder / "phantom.json"

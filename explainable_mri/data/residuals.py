@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-# %% ../../nbs/14_residuals.ipynb #77207e28
+# %% ../../nbs/14_residuals.ipynb #f1f30cc8
 class CovariateError(ValueError):
     "Covariates that a residual model cannot use."
 
@@ -29,8 +29,8 @@ def _learn_encoding(column: pd.Series) -> list[float] | list[str]:
         encoding = sorted(str(value) for value in column.unique())
         varies = len(encoding) > 1
     if not varies:
-        raise CovariateError(f"The covariate '{column.name}' is the same ({column.iloc[0]}) in all scans that the model is "
-                             "fitted on, so its effect cannot be known. Leave it out of the covariates.")
+        raise CovariateError(f"The covariate '{column.name}' is the same ({column.iloc[0]}) in all scans that the model "
+                             "is fitted on, so its effect cannot be known. Leave it out of the covariates.")
     return encoding
 
 
@@ -48,8 +48,8 @@ def _encode(column: pd.Series, encoding: list[float] | list[str]) -> np.ndarray:
         return (column.to_numpy(float)[:, None] - mean) / deviation
     values = column.astype(str).to_numpy()
     if unknown := sorted(set(values) - set(encoding)):
-        raise CovariateError(f"The covariate '{column.name}' has the value '{unknown[0]}'. The scans that the model was "
-                             f"fitted on have only: {', '.join(encoding)}.")
+        raise CovariateError(f"The covariate '{column.name}' has the value '{unknown[0]}'. The scans that the model "
+                             f"was fitted on have only: {', '.join(encoding)}.")
     return (values[:, None] == np.array(encoding[1:])).astype(float)
 
 
@@ -59,11 +59,11 @@ def _require_complete(table: pd.DataFrame, covariates: Sequence[str]) -> None:
         raise CovariateError(f"The table has no column '{absent[0]}'. It has: {', '.join(map(str, table.columns))}.")
     for name in covariates:
         if (missing := table[name].isin([np.nan, None, np.inf, -np.inf]).to_numpy()).any():
-            rows = ", ".join(map(str, table.index[missing][:5]))
-            raise CovariateError(f"The covariate '{name}' is missing in {missing.sum()} of {len(table)} scans (rows {rows}"
-                                 f"{', …' if missing.sum() > 5 else ''}). Complete the table or leave these scans out.")
+            rows = ", ".join(map(str, table.index[missing][:5])) + (", …" if missing.sum() > 5 else "")
+            raise CovariateError(f"The covariate '{name}' is missing in {missing.sum()} of {len(table)} scans "
+                                 f"(rows {rows}). Complete the table or leave these scans out.")
 
-# %% ../../nbs/14_residuals.ipynb #d52c1965
+# %% ../../nbs/14_residuals.ipynb #097d6e34
 @dataclass(frozen=True)
 class Design:
     "How covariates become numbers: learned from the controls, applied to anybody."
@@ -84,8 +84,8 @@ class Design:
             if np.linalg.matrix_rank(part.matrix(table)) < len(part.columns):
                 reason = (f"{len(table)} scans are too few for them" if len(table) < len(part.columns) else
                           f"'{covariates[number - 1]}' follows from those before it")
-                raise CovariateError(f"The effects of the covariates {', '.join(covariates)} cannot be told apart: {reason}. "
-                                     "Leave covariates out or fit on more scans.")
+                raise CovariateError(f"The effects of the covariates {', '.join(covariates)} cannot be told apart: "
+                                     f"{reason}. Leave covariates out or fit on more scans.")
         return design
 
     @property
@@ -104,7 +104,7 @@ class Design:
         columns = [_encode(table[name], encoding) for name, encoding in self.encoding.items()]
         return np.hstack([np.ones((len(table), 1)), *columns])
 
-# %% ../../nbs/14_residuals.ipynb #97b4405b
+# %% ../../nbs/14_residuals.ipynb #13f8fe5e
 _BLOCK = 8  # maps in memory at a time
 
 
@@ -115,7 +115,8 @@ def _blocks(volumes: Iterable[np.ndarray], count: int, description: str) -> Iter
         while block := list(islice(volumes, _BLOCK)):
             shapes = {np.shape(volume) for volume in block} | ({shape} if shape else set())
             if len(shapes) > 1:
-                raise ValueError(f"Maps of different shapes cannot share a model: {', '.join(map(str, sorted(shapes)))}.")
+                names = ", ".join(map(str, sorted(shapes)))
+                raise ValueError(f"Maps of different shapes cannot share a model: {names}.")
             shape = shapes.pop()
             rows = slice(done, done + len(block))
             done = rows.stop

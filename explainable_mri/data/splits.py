@@ -36,7 +36,7 @@ class SplitError(ValueError):
 class LeakageError(SplitError):
     "A split in which something of one part is in another."
 
-# %% ../../nbs/15_splits.ipynb #da2cab67
+# %% ../../nbs/15_splits.ipynb #5782ee22
 def make_split(
     table: pd.DataFrame,         # columns `subject`, `group` and, where visits repeat, `session`; a row a scan
     folds: int,                  # number of folds, at least 2
@@ -46,7 +46,8 @@ def make_split(
 ) -> Split:                      # rows of the three parts, each in ascending order
     "Divide a cohort for one fold of cross-validation; raises `SplitError` where groups are too small for it."
     _check_request(table, folds, fold, validation_fraction)
-    ordered = table.reset_index(drop=True).sort_values([name for name in ("subject", "session") if name in table], kind="stable")
+    keys = [name for name in ("subject", "session") if name in table]
+    ordered = table.reset_index(drop=True).sort_values(keys, kind="stable")
     kfold = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     rest, test = list(kfold.split(ordered, ordered["group"], ordered["subject"]))[fold - 1]
     people = ordered.iloc[rest].drop_duplicates("subject")
@@ -54,8 +55,8 @@ def make_split(
         _, chosen = train_test_split(people["subject"].to_numpy(), test_size=validation_fraction,
                                      stratify=people["group"].to_numpy(), random_state=seed)
     except ValueError as error:
-        raise SplitError(f"The validation part cannot hold {validation_fraction:.0%} of the {len(people)} subjects outside "
-                         f"the test part of fold {fold}, with all groups in it ({error}).") from None
+        raise SplitError(f"The validation part cannot hold {validation_fraction:.0%} of the {len(people)} subjects "
+                         f"outside the test part of fold {fold}, with all groups in it ({error}).") from None
     in_validation = ordered["subject"].iloc[rest].isin(chosen).to_numpy()
     rows = ordered.index.to_numpy()
     split = Split(np.sort(rows[rest[~in_validation]]), np.sort(rows[rest[in_validation]]), np.sort(rows[test]))
@@ -84,13 +85,14 @@ def _check_groups(table: pd.DataFrame, split: Split, fold: int) -> None:
             raise SplitError(f"The {name} part of fold {fold} has no scan of group '{absent[0]}'. "
                              "Use fewer folds or another validation fraction.")
 
-# %% ../../nbs/15_splits.ipynb #0753e28c
+# %% ../../nbs/15_splits.ipynb #fedf64b3
 def check_leakage(
     table: pd.DataFrame,  # columns `subject` and `path`; a row a scan
     split: Split,         # the split to check
 ) -> None:
     "Raise `LeakageError` that says what is shared if any two parts have a row, a subject or a file in common."
-    columns = {"row": pd.Series(range(len(table))), "subject": table["subject"], "file": table["path"].map(os.path.realpath)}
+    columns = {"row": pd.Series(range(len(table))), "subject": table["subject"],
+               "file": table["path"].map(os.path.realpath)}
     for (first, some), (second, others) in combinations(split.parts(), 2):
         for kind, column in columns.items():
             if shared := sorted(set(column.iloc[some]) & set(column.iloc[others])):

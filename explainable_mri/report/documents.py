@@ -138,7 +138,7 @@ def package_versions(
             continue
     return found
 
-# %% ../../nbs/61_documents.ipynb #80cf3358
+# %% ../../nbs/61_documents.ipynb #ffcb5c49
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c2530; --muted: #5b6875; --line: #dde3e9; --page: #f5f7f9; --card: #ffffff;
   --accent: #0b5c97; --warn-text: #6b4500; --warn: #fff4dc; --warn-line: #e6b450; }
@@ -184,13 +184,14 @@ footer { color: var(--muted); font-size: .88rem; margin-top: 1.6rem; }
 @media print { :root { --text: #000; --muted: #444; --line: #ccc; --page: #fff; --card: #fff; --accent: #000;
     --warn-text: #000; --warn: #fff; --warn-line: #000; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; } nav { display: none; }
-  section { border: 0; padding: 0; } figure, .key, tr { break-inside: avoid; } h2 { break-after: avoid; } }
+  section { border: 0; padding: 0; } .half { width: 48%; } .key { padding: .4rem .6rem; }
+  .keys { grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); } figure, .key, tr { break-inside: avoid; } h2 { break-after: avoid; } }
 """
 
-# %% ../../nbs/61_documents.ipynb #10128d02
+# %% ../../nbs/61_documents.ipynb #67318077
 _TEMPLATE = """\
 {%- macro picture(block) -%}
-<figure style="max-width: {{ block.width }}px">
+<figure style="max-width: {{ block.width }}px"{% if block.width < 500 %} class="half"{% endif %}>
 <img src="data:image/png;base64,{{ block.data }}" alt="{{ block.alt }}" width="{{ block.width }}">
 {% if block.caption %}<figcaption>{{ block.caption }}</figcaption>{% endif %}
 </figure>
