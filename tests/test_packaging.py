@@ -27,7 +27,7 @@ def environment(tmp_path_factory, copy_repository) -> Path:
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, source], check=True)
     wheel, = folder.glob("*.whl")
     subprocess.run([REPOSITORY / "scripts" / "install", folder / "venv", wheel], check=True,
-                   env={**os.environ, "PIP_COMPILE": "0"})  # compiling what is never imported takes half of the time
+                   env={**os.environ, "PIP_COMPILE": "0"})  # compiling what is never imported takes time
     return folder / "venv"
 
 
