@@ -144,7 +144,7 @@ def train_fold(
     _write_test(config, cohort.table.iloc[split.test], probability, folder)
     return folder
 
-# %% ../../nbs/70_folds.ipynb #b51f2f03
+# %% ../../nbs/70_folds.ipynb #9d949132
 def write_table(
     table: pd.DataFrame,  # the rows; the index is not written
     path: Path,           # CSV file, replaced if it exists
@@ -157,7 +157,7 @@ def write_table(
 def _write_split(cohort: Cohort, split: Split, path: Path) -> None:
     "Write which scan is in which part."
     part = pd.Series(index=cohort.table.index, dtype=object, name="part")
-    for name, rows in vars(split).items():
+    for name, rows in split.parts():
         part.iloc[rows] = name
     write_table(cohort.table[["path", "subject", "session", "group"]].assign(part=part), path)
 
