@@ -73,7 +73,7 @@ def labels(
                          "List it under 'negative' or 'positive', or leave its scans out.")
     return table["group"].map(classes).to_numpy(np.int64)
 
-# %% ../../nbs/16_datasets.ipynb #32b101aa
+# %% ../../nbs/16_datasets.ipynb #8f25deb5
 class ScanDataset(Dataset):
     "Scans with labels: items `{'volume': (1, x, y, z) float32, 'label': int64, 'row': int}`."
 
@@ -88,7 +88,7 @@ class ScanDataset(Dataset):
             raise ValueError(f"There are {len(volumes)} volumes, but {len(labels)} labels.")
         self.volumes = volumes
         self.rows = np.arange(len(volumes)) if rows is None else np.asarray(rows)
-        self.labels = np.asarray(labels, np.int64)[self.rows]  # of this dataset's scans alone
+        self.targets = np.asarray(labels, np.int64)[self.rows]  # the class of each item
         self.transform = transform
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class ScanDataset(Dataset):
         volume = torch.from_numpy(np.array(self.volumes[row], np.float32)[None])
         if self.transform is not None:
             volume = self.transform(volume)
-        return {"volume": volume, "label": torch.tensor(self.labels[item]), "row": row}
+        return {"volume": volume, "label": torch.tensor(self.targets[item]), "row": row}
 
 # %% ../../nbs/16_datasets.ipynb #f11f1591
 @TRANSFORMS.register("flip")
