@@ -32,7 +32,7 @@ PATTERN = {
     "Temporal_Inf": 0.5,
 }
 
-# %% ../../nbs/12_phantom.ipynb #d3990843
+# %% ../../nbs/12_phantom.ipynb #28f90fbf
 @dataclass(frozen=True)
 class Group:
     "What a group of people has in common."
@@ -45,12 +45,12 @@ class Group:
 
 
 GROUPS = {
-    "CN": Group(degree=0.04, deviation=0.03, progress=0.005, age=74.5, old_scanner=0.4),
-    "MCI": Group(degree=0.17, deviation=0.09, progress=0.02, age=75.0, old_scanner=0.5),
-    "AD": Group(degree=0.28, deviation=0.08, progress=0.03, age=75.5, old_scanner=0.5),
+    "CN": Group(degree=0.08, deviation=0.06, progress=0.005, age=74.5, old_scanner=0.4),
+    "MCI": Group(degree=0.23, deviation=0.12, progress=0.02, age=75.0, old_scanner=0.5),
+    "AD": Group(degree=0.38, deviation=0.11, progress=0.03, age=75.5, old_scanner=0.5),
 }
 
-# %% ../../nbs/12_phantom.ipynb #fc2c133d
+# %% ../../nbs/12_phantom.ipynb #7413c81e
 @dataclass(frozen=True)
 class Person:
     "A simulated person at the first visit."
@@ -91,7 +91,7 @@ def draw_person(
         sex=sex,
         tiv=round(float(np.clip(rng.normal(1345 if sex == "F" else 1495, 118), 1050, 1850))),
         field_strength=1.5 if rng.random() < group.old_scanner else 3.0,
-        degree=atrophy * float(np.clip(rng.normal(group.degree, group.deviation), 0, 0.6)),
+        degree=atrophy * float(np.clip(rng.normal(group.degree, group.deviation), 0, 0.7)),
         weights={f"{region}_{side}": weight * float(rng.lognormal(0, 0.2))
                  for region, weight in PATTERN.items() for side in "LR"},
         interval=round(float(rng.uniform(0.9, 2.5)), 1) if rng.random() < repeat_fraction else None,
