@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from explainable_mri.data.volumes import get_grid, load_volume, save_volume
-from explainable_mri.models.keras import import_keras, layer_report, load_keras, load_network
+from explainable_mri.explainers.lrp import LRP
+from explainable_mri.models.keras import LAYOUTS, import_keras, layer_report, load_keras, load_network
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 FILES = sorted(REFERENCE.glob("keras_*/*.hdf5"))
@@ -65,3 +66,13 @@ def test_maps_of_group_networks_overlay_the_scan(path, tmp_path):
     relevance = load_volume(map_path, grid)
     np.testing.assert_allclose(relevance, expected, atol=1e-6 * np.abs(expected).max())
     assert not relevance[load_volume(scan_path, grid) == 0].any()
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in GROUP], ids=lambda path: path.stem)
+def test_relevance_comes_out_on_the_grid(path):
+    references, layout = np.load(path.with_suffix(".npz")), LAYOUTS["group"]
+    explainer = LRP(load_keras(path, layout="group"), "sequential_preset_a", epsilon=1e-10)
+    relevance = explainer.attribute(layout.to_grid(read_input(path)), 1)
+    theirs = references["lrp.sequential_preset_a|1"]
+    ours = layout.to_network(relevance)[0, 0].numpy()
+    assert np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 1e-5

@@ -6,8 +6,9 @@
 __all__ = ['LAYOUTS', 'Layout', 'get_layout', 'KerasNetwork', 'load_keras', 'layer_report', 'save_network', 'load_network',
            'import_keras']
 
-# %% ../../nbs/23_keras.ipynb #fb1749d3
+# %% ../../nbs/23_keras.ipynb #1c9088c1
 import json
+import keyword
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from ..files import read_json, replacing, write_json
 from .keras_files import Architecture, Call, KerasLayer, about_layer, read_keras
 from .keras_layers import KerasError, build_layer, load_weights
 
-# %% ../../nbs/23_keras.ipynb #bdddacae
+# %% ../../nbs/23_keras.ipynb #cf74859c
 @dataclass(frozen=True)
 class Layout:
     "How a network's spatial axes follow from those of the grid: first reordered, then reversed."
@@ -34,7 +35,8 @@ class Layout:
 
     def __post_init__(self):
         if sorted(self.axes) != list(range(len(self.axes))) or len(self.flip) != len(self.axes):
-            raise KerasError(f"A layout needs each axis once and a flip for each, not axes={self.axes}, flip={self.flip}.")
+            raise KerasError("A layout needs each axis once and a flip for each, "
+                             f"not axes={self.axes}, flip={self.flip}.")
 
     @property
     def is_identity(self) -> bool:
@@ -49,7 +51,7 @@ class Layout:
         if self.is_identity:
             return volumes
         turned = volumes.permute(0, 1, *(axis + 2 for axis in self.axes))
-        return turned.flip([axis + 2 for axis, reverse in enumerate(self.flip) if reverse]) if any(self.flip) else turned
+        return turned.flip([axis + 2 for axis, reverse in enumerate(self.flip) if reverse])
 
     def to_grid(
         self,
@@ -89,14 +91,14 @@ def get_layout(
         raise KerasError(f"The layout is for {len(layout.axes)} spatial axes, but the network's input has {axes}.")
     return layout
 
-# %% ../../nbs/23_keras.ipynb #ecd08eaf
+# %% ../../nbs/23_keras.ipynb #05908ab1
 class KerasNetwork(nn.Module):
     "An imported network; takes volumes on the grid, (N, channels, x, y, z), and returns logits, (N, classes)."
 
     def __init__(
         self,
         architecture: Architecture,                # layers and calls
-        layout: str | Layout | None = None,        # how the network's axes follow from the grid's; None: they are the same
+        layout: str | Layout | None = None,        # how the network's axes follow from the grid's; None: as they are
         class_names: tuple[str, ...] | None = None,  # names of the outputs; None numbers them
     ):
         super().__init__()
@@ -128,7 +130,8 @@ class KerasNetwork(nn.Module):
         self,
         volumes: torch.Tensor,  # (N, channels, x, y, z) on the grid
     ) -> torch.Tensor:          # logits (N, classes)
-        if isinstance(volumes, torch.Tensor) and tuple(volumes.shape[1:]) != self.input_shape:  # torch.fx passes a proxy
+        # torch.fx passes a proxy, which has no shape to check
+        if isinstance(volumes, torch.Tensor) and tuple(volumes.shape[1:]) != self.input_shape:
             raise ValueError(f"The network takes volumes of shape (N, {', '.join(map(str, self.input_shape))}), "
                              f"not {tuple(volumes.shape)}.")
         values, left = {"input": self.layout.to_network(volumes)}, Counter({self.architecture.output: 1})
@@ -145,7 +148,7 @@ class KerasNetwork(nn.Module):
 
 def _checked(key: str) -> str:
     "The key of a layer, refused unless it is an identifier; torch.fx writes it into source code."
-    if not (key.isidentifier() and key.isascii()):
+    if not (key.isidentifier() and key.isascii()) or keyword.iskeyword(key):
         raise KerasError(f"'{key}' cannot be the name of a module.")
     return key
 
@@ -164,7 +167,8 @@ def _class_names(names: tuple[str, ...] | None, output: tuple[int, ...]) -> tupl
     count = output[0]
     names = tuple(names) if names else tuple(f"class {index}" for index in range(count))
     if len(names) != count:
-        raise KerasError(f"The network has {count} outputs, but there are {len(names)} class names: {', '.join(names)}.")
+        raise KerasError(f"The network has {count} outputs, but there are {len(names)} class names: "
+                         f"{', '.join(names)}.")
     return names
 
 # %% ../../nbs/23_keras.ipynb #f684ab57

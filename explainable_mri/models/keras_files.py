@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Weights', 'KerasLayer', 'Call', 'Architecture', 'about_layer', 'read_architecture', 'read_keras']
 
-# %% ../../nbs/22_keras_files.ipynb #c8c96d68
+# %% ../../nbs/22_keras_files.ipynb #acf634c0
 import io
 import json
+import keyword
 import os
 import re
 import zipfile
@@ -126,7 +127,7 @@ def _pairs(references: list) -> list[tuple[str, int, int]]:
     "Inputs or outputs of a model; Keras 3 writes a single one without the outer list."
     return [tuple(references)] if isinstance(references[0], str) else [tuple(one) for one in references]
 
-# %% ../../nbs/22_keras_files.ipynb #d67961cd
+# %% ../../nbs/22_keras_files.ipynb #50b9e6d2
 class _Reader:
     "Collects the calls of a model and of the models nested in it."
 
@@ -140,7 +141,7 @@ class _Reader:
         if name not in self.keys:
             key = re.sub(r"[^0-9A-Za-z_]", "_", name)
             key = f"layer_{key}" if not re.match("[A-Za-z]", key) else key
-            while key in self.keys.values() or hasattr(nn.ModuleDict, key):
+            while key in self.keys.values() or keyword.iskeyword(key) or hasattr(nn.ModuleDict, key):
                 key += "_"
             self.keys[name] = key
         return self.keys[name]
@@ -169,7 +170,8 @@ class _Reader:
         calls = []
         for entry in config["layers"]:
             with about_layer(prefix + _layer_name(entry)):
-                calls += [(entry, number, list(_references(node))) for number, node in enumerate(entry["inbound_nodes"])]
+                calls += [(entry, number, list(_references(node)))
+                          for number, node in enumerate(entry["inbound_nodes"])]
         outputs = _pairs(config["output_layers"])
         first = _first_calls(config["layers"], [one for *_, used in calls for one in used] + outputs)
         known = dict(zip(_pairs(config["input_layers"]), inputs, strict=True))
@@ -199,7 +201,7 @@ def _essential(config: dict) -> dict:
     skipped = ("_initializer", "_regularizer", "_constraint")
     return {key: value for key, value in config.items() if not key.endswith(skipped)}
 
-# %% ../../nbs/22_keras_files.ipynb #ddc3610b
+# %% ../../nbs/22_keras_files.ipynb #352fdb43
 def _input_shape(entry: dict) -> tuple[int, ...]:
     "Shape of a model's input, without the batch."
     config, layers = entry["config"], []
@@ -208,7 +210,8 @@ def _input_shape(entry: dict) -> tuple[int, ...]:
     if entry["class_name"] in ("Functional", "Model"):
         inputs, outputs = _pairs(config["input_layers"]), _pairs(config["output_layers"])
         if len(inputs) != 1 or len(outputs) != 1:
-            raise KerasError(f"the network has {len(inputs)} inputs and {len(outputs)} outputs; one of each is supported.")
+            raise KerasError(f"the network has {len(inputs)} inputs and {len(outputs)} outputs; "
+                             "one of each is supported.")
         layers = [layer for layer in layers if _layer_name(layer) == inputs[0][0]]
     for source in [config] if isinstance(config, dict) else []:
         shape = source.get("batch_shape") or source.get("batch_input_shape") or source.get("build_input_shape")
@@ -233,7 +236,8 @@ def read_architecture(
 ) -> Architecture:   # the same as a list of calls
     "Turn a Keras model's description into a list of calls, without its final softmax."
     if model.get("class_name") not in _MODELS:
-        raise KerasError(f"a model of the class '{_class_name(model)}' is not supported, only sequential and functional.")
+        raise KerasError(f"a model of the class '{_class_name(model)}' is not supported; "
+                         "sequential and functional models are.")
     for name, entry in _leaves(model):
         if entry["class_name"] != "InputLayer":
             with about_layer(name):
@@ -346,7 +350,7 @@ def _archive_weights(arrays: dict[str, h5py.Dataset], model: dict, prefix: str =
         used[kind] += 2 if twice and names else 1
     return weights
 
-# %% ../../nbs/22_keras_files.ipynb #70f1710b
+# %% ../../nbs/22_keras_files.ipynb #256f22c7
 def _open_hdf5(file: h5py.File) -> tuple[dict, Weights]:
     if "model_config" not in file.attrs:
         reason = ("it holds weights only. Save the whole model (model.save)" if "layer_names" in file.attrs or
@@ -409,4 +413,5 @@ def read_keras(
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise KerasError(f"{path}: the file is damaged or cut short ({error}). Copy it again.") from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, RecursionError) as error:
-        raise KerasError(f"{path}: its contents are not what Keras writes ({type(error).__name__}: {error}).") from error
+        kind = type(error).__name__
+        raise KerasError(f"{path}: its contents are not what Keras writes ({kind}: {error}).") from error

@@ -73,7 +73,7 @@ def _drop(amounts: list[tuple[int, int]]) -> dict[str, nn.Module]:
     pad = _pad([(-start, -end) for start, end in amounts])
     return {"drop": pad["pad"]} if pad else {}
 
-# %% ../../nbs/21_keras_layers.ipynb #7618680b
+# %% ../../nbs/21_keras_layers.ipynb #62590139
 Shape = tuple[int, ...]
 _BUILDERS: dict[str, Callable[[dict, list[Shape]], dict[str, nn.Module]]] = {}
 
@@ -91,13 +91,17 @@ def _builds(*class_names: str) -> Callable:
 def _tuple(value: int | list | None, length: int, default: Any = 1) -> tuple[int, ...]:
     "A value for each spatial axis, as Keras writes it: one number for all, or a list."
     value = default if value is None else value
-    return tuple(map(int, value)) if isinstance(value, (list, tuple)) else (int(value),) * length
+    values = tuple(map(int, value)) if isinstance(value, (list, tuple)) else (int(value),) * length
+    if len(values) != length or min(values) < 1:
+        raise KerasError(f"{value} does not give a positive number for each of {length} axes.")
+    return values
 
 
 def _number(value: Any) -> float | None:
     "A number as Keras versions write it: plain, or an array in a dictionary."
     if isinstance(value, dict):
-        value = value.get("value", value.get("config", {}).get("value") if isinstance(value.get("config"), dict) else None)
+        value = value.get("value", value.get("config"))
+        return _number(value)
     return None if value is None else float(value)
 
 # %% ../../nbs/21_keras_layers.ipynb #d2037b96
