@@ -22,17 +22,17 @@ from tqdm.auto import tqdm
 from .atlases import load_atlas, load_brain_mask, load_template
 from .volumes import Grid, get_grid, save_volume
 
-# %% ../../nbs/12_phantom.ipynb #62ed033c
+# %% ../../nbs/12_phantom.ipynb #0c8e7cee
 PATTERN = {
     "Hippocampus": 1.0,
     "Amygdala": 0.9,
     "ParaHippocampal": 0.8,
     "Cingulum_Post": 0.6,
-    "Temporal_Mid": 0.5,
-    "Temporal_Inf": 0.5,
+    "Temporal_Mid": 0.6,
+    "Temporal_Inf": 0.6,
 }
 
-# %% ../../nbs/12_phantom.ipynb #28f90fbf
+# %% ../../nbs/12_phantom.ipynb #73516652
 @dataclass(frozen=True)
 class Group:
     "What a group of people has in common."
@@ -45,9 +45,9 @@ class Group:
 
 
 GROUPS = {
-    "CN": Group(degree=0.08, deviation=0.06, progress=0.005, age=74.5, old_scanner=0.4),
-    "MCI": Group(degree=0.23, deviation=0.12, progress=0.02, age=75.0, old_scanner=0.5),
-    "AD": Group(degree=0.38, deviation=0.11, progress=0.03, age=75.5, old_scanner=0.5),
+    "CN": Group(degree=0.09, deviation=0.08, progress=0.005, age=74.5, old_scanner=0.4),
+    "MCI": Group(degree=0.24, deviation=0.15, progress=0.02, age=75.0, old_scanner=0.5),
+    "AD": Group(degree=0.40, deviation=0.14, progress=0.03, age=75.5, old_scanner=0.5),
 }
 
 # %% ../../nbs/12_phantom.ipynb #7413c81e
@@ -127,7 +127,7 @@ class SmoothField:
             field = np.tensordot(field, kernel, (0, 1))
         return field
 
-# %% ../../nbs/12_phantom.ipynb #527bbe73
+# %% ../../nbs/12_phantom.ipynb #2883f398
 @dataclass(frozen=True, eq=False)
 class Scan:
     "A simulated scan."
@@ -144,8 +144,8 @@ class Simulator:
         self,
         grid: Grid,                 # the grid of the scans
         seed: int = 0,              # seed of all random numbers
-        displacement: float = 1.0,  # standard deviation of the displacement along each axis, in mm
-        variation: float = 0.07,    # standard deviation of the local variation, relative
+        displacement: float = 0.5,  # standard deviation of the displacement along each axis, in mm
+        variation: float = 0.035,   # standard deviation of the local variation, relative
         noise: float = 0.02,        # standard deviation of the noise at 3 T; the template's grey matter is 1
     ):
         self.grid, self.seed = grid, seed
@@ -184,9 +184,9 @@ class Simulator:
         weights = np.zeros(max(self.atlas.names) + 1, np.float32)
         for number, region in self.atlas.names.items():
             weights[number] = person.weights.get(region, 0)
-        warped = [ndimage.map_coordinates(volume, places, order=1, mode="nearest")
-                  for volume in (load_template(self.grid), weights[self.atlas.labels])]
-        return *warped, variation
+        template = ndimage.map_coordinates(load_template(self.grid), places, order=1, mode="nearest")
+        labels = ndimage.map_coordinates(self.atlas.labels, places, order=0, mode="nearest")
+        return template, weights[labels], variation
 
 # %% ../../nbs/12_phantom.ipynb #e0fa70e6
 class PhantomError(ValueError):
@@ -240,7 +240,7 @@ def _write_scan(folder: Path, simulator: Simulator, person: Person, session: int
     _write_text(done, json.dumps(row, indent=2))
     return row
 
-# %% ../../nbs/12_phantom.ipynb #108d6db4
+# %% ../../nbs/12_phantom.ipynb #bbe2de5d
 def _claim(folder: Path, parameters: dict[str, Any]) -> None:
     "Record what is simulated in `folder`; raises `PhantomError` when it holds something else."
     record = folder / "phantom.json"
@@ -263,8 +263,8 @@ def simulate_cohort(
     seed: int = 0,                  # seed of all random numbers
     repeat_fraction: float = 0.15,  # share of people with a second visit
     atrophy: float = 1.0,           # factor on the degree of atrophy of all groups; 0 makes all healthy
-    displacement: float = 1.0,      # standard deviation of the anatomical displacement, in mm
-    variation: float = 0.07,        # standard deviation of the smooth local variation, relative
+    displacement: float = 0.5,      # standard deviation of the anatomical displacement, in mm
+    variation: float = 0.035,       # standard deviation of the smooth local variation, relative
     noise: float = 0.02,            # standard deviation of the noise
 ) -> Path:                          # path of `participants.tsv`
     "Simulate a cohort, or complete it; raises `PhantomError` when `folder` holds another simulation."
