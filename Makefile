@@ -25,7 +25,6 @@ demo: $(READY) ## simulate a cohort, train fold 1, explain its test scans, write
 
 # Two workers with a thread each; numbered chapters and the home page only, because pytest runs the experiment notebooks.
 test: export OMP_NUM_THREADS := 1
-test: export MPLBACKEND := module://matplotlib_inline.backend_inline
 test: $(READY) ## pass every test: chapters, tests/, code in step with the book, clean notebooks, the site's links
 	@scripts/test
 
