@@ -86,7 +86,7 @@ _KIND_OF_FUNCTION = {name: kind for kind, names in _FUNCTIONS.items() for name i
 _KERAS_JOINS = {"Add": "addition", "Subtract": "subtraction", "Multiply": "multiplication", "Average": "mean of branches",
                 "Maximum": "routing", "Minimum": "routing", "Concatenate": "routing"}
 
-# %% ../../nbs/41_lrp_graph.ipynb #4e59ea2a
+# %% ../../nbs/41_lrp_graph.ipynb #878f1683
 @dataclass
 class Step:
     "One step of a network."
@@ -98,13 +98,14 @@ class Step:
     node: fx.Node                # its place in the graph
     module: nn.Module | None     # the module, where it is one
     from_input: bool             # nothing but reshaping lies between the network's input and this step
+    index: int                   # number of the layer; the input is layer 0, an activation belongs to the layer before
 
     @property
     def rule(self) -> str | None:
         "Name of the rule that the module itself asks for with an attribute `relevance`."
         return None if self.kind == "ReLU layer" else getattr(self.module, "relevance", None)
 
-# %% ../../nbs/41_lrp_graph.ipynb #a91f3106
+# %% ../../nbs/41_lrp_graph.ipynb #856d69bb
 class _Tracer(fx.Tracer):
     "Looks into every module except those that have a kind of their own."
 
@@ -129,12 +130,17 @@ def _kind_of_activation(module: nn.Module) -> str:
     return "activation layer" if getattr(module, "keras_class", None) == "Activation" else "activation"
 
 
+def _layer_name(node: fx.Node, module: nn.Module | None) -> str:
+    "Name of the layer to which a step belongs; an imported Keras layer may consist of several modules."
+    return ".".join(node.target.split(".")[:2]) if hasattr(module, "keras_class") else node.name
+
+
 def _function_name(target: Any) -> str:
     "Name of a function or method, without the mark of its in-place variant."
     name = target if isinstance(target, str) else target.__name__
     return name.strip("_")
 
-# %% ../../nbs/41_lrp_graph.ipynb #998ae369
+# %% ../../nbs/41_lrp_graph.ipynb #fbeb5851
 class Graph:
     "A network as steps in the order of computation."
 
@@ -161,12 +167,19 @@ class Graph:
                 needed.update(node.all_input_nodes)
         self.nodes = [node for node in self.nodes if node in needed]
         self.steps = {node: step for node, step in self.steps.items() if node in needed and step.kind != "split"}
-        self.last_use = {one: node for node in self.nodes for one in node.all_input_nodes}
+        last_use = {one: node for node in self.nodes for one in self._used(node)}
+        self.done: dict[fx.Node, list[fx.Node]] = {node: [] for node in self.nodes}  # what nobody needs after a node
+        for one, node in last_use.items():
+            self.done[node].append(one)
+
+    def _used(self, node: fx.Node) -> list[fx.Node]:
+        "The nodes whose values are needed to compute this one."
+        return [*node.all_input_nodes, *(self.steps[node].inputs if node in self.steps else ())]
 
     def _find_steps(self) -> dict[fx.Node, Step]:
         modules = dict(self.network.named_modules())
         steps: dict[fx.Node, Step] = {}
-        tracked, plain = {self.input}, {self.input}
+        tracked, plain, layer, index = {self.input}, {self.input}, "", 0
         for node in self.nodes:
             inputs = tuple(one for one in node.all_input_nodes if one in tracked)
             if not inputs or node.op == "output":
@@ -176,7 +189,7 @@ class Graph:
             kind = _kind_of_module(module) if module is not None else _KIND_OF_FUNCTION.get(name)
             if kind == "constant":
                 continue
-            if kind == "multiplication" and len(inputs) == 1 and name != "multiplication" and module is None:
+            if kind == "multiplication" and len(inputs) == 1:
                 kind = "scaling"
             if inputs[0] in self.splits:  # an element of the split's result
                 inputs = steps[inputs[0]].inputs
@@ -186,8 +199,11 @@ class Graph:
             if before and kind == "reshape":
                 plain.add(node)
             tracked.add(node)
+            place = _layer_name(node, module)
+            if kind != "activation" and place != layer:
+                layer, index = place, index + 1
             steps[node] = Step(node.target if module is not None else node.name, kind,
-                               type(module).__name__ if module is not None else name, inputs, node, module, before)
+                               type(module).__name__ if module is not None else name, inputs, node, module, before, index)
         return steps
 
     def _find_output(self) -> fx.Node:

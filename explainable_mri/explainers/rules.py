@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Tensors', 'RULES', 'Operation', 'LinearLayer', 'Dense', 'Scale', 'StandIn', 'Convolution', 'fast_layout', 'divide',
-           'stabilize', 'Rule', 'Pass', 'Gradient', 'Proportional', 'PositivePass', 'PositiveGradient', 'Z', 'Epsilon',
-           'Gamma', 'WSquare', 'Flat', 'AlphaBeta', 'ZPlus', 'ZPlusFast', 'Bounded', 'AlphaBetaX']
+           'divide_into', 'stabilize', 'Rule', 'Pass', 'Gradient', 'Proportional', 'PositivePass', 'PositiveGradient',
+           'Z', 'Epsilon', 'Gamma', 'WSquare', 'Flat', 'AlphaBeta', 'ZPlus', 'ZPlusFast', 'Bounded', 'AlphaBetaX']
 
-# %% ../../nbs/40_lrp_rules.ipynb #0c55e56a
+# %% ../../nbs/40_lrp_rules.ipynb #4a66361d
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -46,7 +47,18 @@ class Operation:
 
         return output.detach(), pull
 
-# %% ../../nbs/40_lrp_rules.ipynb #9b194201
+# %% ../../nbs/40_lrp_rules.ipynb #06e9d486
+_SMALL = 100_000_000  # multiplications for a sample; up to here, double precision costs little
+
+
+def _exactly(function: Callable, work: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+             *more: Any) -> torch.Tensor:
+    "Apply a linear function, summing up in double precision where there is not much to sum."
+    if x.dtype != torch.float32 or x.device.type == "mps" or work > _SMALL:
+        return function(x, weight, bias, *more)
+    return function(x.double(), weight.double(), None if bias is None else bias.double(), *more).float()
+
+# %% ../../nbs/40_lrp_rules.ipynb #edaeef01
 class LinearLayer(Operation):
     "A layer w·x + b; rules use it with other weights, forwards and transposed."
 
@@ -83,7 +95,7 @@ class Dense(LinearLayer):
     "A fully connected layer, `nn.Linear`."
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return F.linear(x, weight, bias)
+        return _exactly(F.linear, weight.numel(), x, weight, bias)
 
     def transpose(self, y: torch.Tensor, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         return y @ weight
@@ -126,7 +138,7 @@ def _along_channels(vector: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     "The vector, shaped so that it runs along the channels of `x`."
     return vector.reshape(1, -1, *[1] * (x.dim() - 2))
 
-# %% ../../nbs/40_lrp_rules.ipynb #fb5358e7
+# %% ../../nbs/40_lrp_rules.ipynb #b60b619a
 _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 _CONVOLVE_TRANSPOSED = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
 
@@ -146,7 +158,8 @@ class Convolution(LinearLayer):
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         m = self.module
-        return _CONVOLVE[x.dim()](x, _as_fast(weight), bias, m.stride, m.padding, m.dilation, m.groups)
+        work = weight.numel() * x[0, 0].numel() // math.prod(m.stride)
+        return _exactly(_CONVOLVE[x.dim()], work, x, _as_fast(weight), bias, m.stride, m.padding, m.dilation, m.groups)
 
     def transpose(self, y: torch.Tensor, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         m = self.module
@@ -193,13 +206,22 @@ def fast_layout(
     x = x.contiguous()
     return x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
 
-# %% ../../nbs/40_lrp_rules.ipynb #40bc026e
+# %% ../../nbs/40_lrp_rules.ipynb #a743d3f5
 def divide(
     numerator: torch.Tensor,    # any shape
     denominator: torch.Tensor,  # the same shape; zeros count as 1e-7
 ) -> torch.Tensor:              # the quotient
     "Divide as iNNvestigate does, with 1e-7 for denominators that are exactly zero."
     return numerator / denominator.masked_fill(denominator == 0, 1e-7)
+
+
+def divide_into(
+    numerator: torch.Tensor,    # any shape
+    denominator: torch.Tensor,  # the same shape; it is overwritten
+) -> torch.Tensor:              # the quotient, in the memory of the denominator
+    "As `divide`, for a denominator that nobody needs any more; saves memory and time on large volumes."
+    denominator.masked_fill_(denominator == 0, 1e-7)
+    return torch.div(numerator, denominator, out=denominator)
 
 
 def stabilize(
@@ -315,7 +337,7 @@ class Epsilon(Z):
     def backward(self, layer: LinearLayer, relevance: torch.Tensor, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         return x * layer.transpose(relevance / stabilize(z, self.epsilon), layer.weight, x.shape)
 
-# %% ../../nbs/40_lrp_rules.ipynb #2de6033c
+# %% ../../nbs/40_lrp_rules.ipynb #813a15e1
 @RULES.register("gamma")
 @dataclass(frozen=True)
 class Gamma(Rule):
@@ -326,7 +348,7 @@ class Gamma(Rule):
     def backward(self, layer: LinearLayer, relevance: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         weight = layer.weight + self.gamma * layer.weight.clamp(min=0)
         bias = None if layer.bias is None else layer.bias + self.gamma * layer.bias.clamp(min=0)
-        return x * layer.transpose(divide(relevance, layer.forward(x, weight, bias)), weight, x.shape)
+        return x * layer.transpose(divide_into(relevance, layer.forward(x, weight, bias)), weight, x.shape)
 
 
 @RULES.register("w_square")
@@ -351,7 +373,7 @@ class Flat(WSquare):
     def kernel(self, weight: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(weight)
 
-# %% ../../nbs/40_lrp_rules.ipynb #201a4a43
+# %% ../../nbs/40_lrp_rules.ipynb #fbf1f597
 @RULES.register("alpha_beta")
 @dataclass(frozen=True)
 class AlphaBeta(Rule):
@@ -378,11 +400,11 @@ class AlphaBeta(Rule):
                opposite: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         "Share relevance among positive inputs through `weight` and negative ones through `opposite`."
         if x.amin() >= 0:
-            z = layer.forward(x, weight, bias)
-            return x * layer.transpose(divide(relevance, z), weight, x.shape)
+            s = divide_into(relevance, layer.forward(x, weight, bias))
+            return layer.transpose(s, weight, x.shape).mul_(x)
         above, below = x.clamp(min=0), x.clamp(max=0)
-        s = divide(relevance, layer.forward(above, weight, bias) + layer.forward(below, opposite))
-        return above * layer.transpose(s, weight, x.shape) + below * layer.transpose(s, opposite, x.shape)
+        s = divide_into(relevance, layer.forward(above, weight, bias).add_(layer.forward(below, opposite)))
+        return layer.transpose(s, weight, x.shape).mul_(above).add_(layer.transpose(s, opposite, x.shape).mul_(below))
 
 
 @RULES.register("z_plus")
@@ -400,9 +422,9 @@ class ZPlusFast(Rule):
 
     def backward(self, layer: LinearLayer, relevance: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         weight = layer.weight.clamp(min=0)
-        return x * layer.transpose(divide(relevance, layer.forward(x, weight)), weight, x.shape)
+        return x * layer.transpose(divide_into(relevance, layer.forward(x, weight)), weight, x.shape)
 
-# %% ../../nbs/40_lrp_rules.ipynb #36533c99
+# %% ../../nbs/40_lrp_rules.ipynb #3acb93b5
 @RULES.register("bounded")
 @dataclass(frozen=True)
 class Bounded(Rule):
@@ -436,5 +458,5 @@ class AlphaBetaX(Rule):
         parts = []
         for value, share in pieces:
             z = layer.forward(value, weight, torch.where(positive, bias.clamp(min=0), bias.clamp(max=0)))
-            parts.append(value * layer.transpose(divide(relevance, z), weight * share, x.shape))
-        return sum(parts)
+            parts.append(divide_into(relevance, z).mul_(value).mul_(_along_channels(weight * share, x)))
+        return sum(parts[1:], parts[0])
