@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['main', 'simulate', 'train', 'explain', 'report', 'info']
 
-# %% ../nbs/73_cli.ipynb #f2e702eb
+# %% ../nbs/73_cli.ipynb #56b5ad18
 from pathlib import Path
 
 import click
 
 from . import __version__
-from .config import ExperimentConfig, load_config
+from .config import (
+    COHORTS, EXPLAINERS, LOSSES, NETWORKS, TRANSFORMS, ExperimentConfig, load_config)
 
 # %% ../nbs/73_cli.ipynb #5db1b992
 class _Commands(click.Group):
@@ -119,7 +120,7 @@ def report(config: ExperimentConfig) -> None:
 
     click.echo(f"Report: {write_experiment_report(config)}")
 
-# %% ../nbs/73_cli.ipynb #550bc856
+# %% ../nbs/73_cli.ipynb #955b64be
 @main.command()
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -135,9 +136,12 @@ def info(config: Path | None, overrides: tuple[str, ...]) -> None:
     if config is not None:
         click.echo(yaml.safe_dump(load_config(config, overrides).model_dump(mode="json"), sort_keys=False), nl=False)
         return
-    from explainable_mri.experiments.folds import describe_environment, registered_names
+    import explainable_mri.experiments.summary  # which imports, and so registers, every part
+    from explainable_mri.experiments.folds import describe_environment
 
-    click.echo(yaml.safe_dump({**describe_environment(), **registered_names()}, sort_keys=False), nl=False)
+    registries = {"cohorts": COHORTS, "networks": NETWORKS, "losses": LOSSES, "transforms": TRANSFORMS, "explainers": EXPLAINERS}
+    names = {kind: registry.names() for kind, registry in registries.items()}
+    click.echo(yaml.safe_dump({**describe_environment(), **names}, sort_keys=False), nl=False)
 
 # %% ../nbs/73_cli.ipynb #43a93054
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ATROPHIED', 'explain_fold', 'read_explanations', 'mean_relevance', 'concentrations', 'explanation_figures']
 
-# %% ../../nbs/71_explanations.ipynb #602070ef
+# %% ../../nbs/71_explanations.ipynb #51f9424e
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from nilearn.plotting import find_xyz_cut_coords
 from tqdm.auto import tqdm
 
 from ..analysis.regions import region_table, region_tables
@@ -21,7 +22,7 @@ from ..config import ConfigError, ExperimentConfig
 from ..data.atlases import load_atlas, load_brain_mask
 from ..data.datasets import load_volumes
 from ..data.residuals import ResidualModel
-from ..data.volumes import Grid, get_grid, load_map, save_volume
+from ..data.volumes import Grid, get_grid, load_map, save_volume, to_image
 from .folds import open_experiment, prepare_cohort, read_predictions, save_figures, write_table
 from ..explainers.gradients import build_explainer
 from ..files import read_json, write_json
@@ -116,7 +117,7 @@ def concentrations(
         return []
     return [Concentration(*shares) for shares in zip(scans.relevance_share, scans.volume_share)]
 
-# %% ../../nbs/71_explanations.ipynb #5c640042
+# %% ../../nbs/71_explanations.ipynb #2b898e64
 def explanation_figures(
     config: ExperimentConfig,  # the experiment
     folders: list[Path],       # folders of its explained folds
@@ -127,7 +128,8 @@ def explanation_figures(
     threshold, vmax = relevance_limits(*means.values())
     atlas = load_atlas(config.explanation.atlas, grid)
     last = config.positive[-1]
-    figures = {f"relevance {group}": plot_relevance(mean, grid, threshold=threshold, vmax=vmax,
+    cuts = find_xyz_cut_coords(to_image(means[last], grid))
+    figures = {f"relevance {group}": plot_relevance(mean, grid, cut_coords=cuts, threshold=threshold, vmax=vmax,
                                                     title=f"mean relevance, {group}")
                for group, mean in means.items()}
     figures["regions"] = plot_regions(region_table(means[last], atlas, grid), title=f"relevance by region, {last}")

@@ -35,7 +35,7 @@ def relevance_limits(
     begin, end = np.quantile(magnitude, [0.97, 0.999]) if magnitude.size else (0.5, 1)
     return float(min(begin, end / 2)), float(end)
 
-# %% ../../nbs/60_figures.ipynb #3ff2ab5b
+# %% ../../nbs/60_figures.ipynb #c1efed29
 _WIDTH, _HALF = 9.2, 4.6  # inches, of figures that fill a page's width or half of it
 _HEIGHTS = {"ortho": 3.5, "x": 1.8, "y": 1.9, "z": 2.3, "mosaic": 5.7}
 _COLORS = "RdBu_r"
@@ -65,7 +65,7 @@ def plot_relevance(
             to_image(relevance.astype(np.float32), grid), bg_img=brain, display_mode=display,
             cut_coords=_SLICES[display] if cut_coords is None else cut_coords, threshold=lower, vmin=-upper, vmax=upper,
             cmap=_COLORS, black_bg=True, colorbar=False, draw_cross=False, figure=figure,
-            axes=(0.01, 0.01, 0.89, (0.96 if not title else 0.9 if display in ("ortho", "mosaic") else 0.84)))
+            axes=(0.01, 0.01, 0.875, (0.96 if not title else 0.9 if display in ("ortho", "mosaic") else 0.84)))
     _colorbar(figure, lower, upper)
     if title:
         figure.text(0.012, 0.975, title, color="white", size=11, weight="bold", va="top")
@@ -78,7 +78,7 @@ def _colorbar(figure: Figure, lower: float, upper: float) -> None:
     colors = matplotlib.colormaps[_COLORS](np.linspace(0, 1, 256))
     colors[np.abs(levels) < lower] = to_rgba("#555555")
     scale = ScalarMappable(Normalize(-upper, upper), ListedColormap(colors))
-    bar = figure.colorbar(scale, cax=figure.add_axes((0.915, 0.14, 0.012, 0.72)), ticks=[-upper, -lower, lower, upper])
+    bar = figure.colorbar(scale, cax=figure.add_axes((0.9, 0.14, 0.012, 0.72)), ticks=[-upper, -lower, lower, upper])
     bar.ax.set_yticklabels([f"{level:.2g}" for level in (-upper, -lower, lower, upper)])
     bar.ax.tick_params(colors="white", labelsize=8)
     bar.outline.set_visible(False)
