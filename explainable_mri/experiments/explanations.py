@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ATROPHIED', 'explain_fold', 'read_explanations', 'mean_relevance', 'concentrations', 'explanation_figures']
 
-# %% ../../nbs/71_explanations.ipynb #51f9424e
+# %% ../../nbs/71_explanations.ipynb #602070ef
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from nilearn.plotting import find_xyz_cut_coords
 from tqdm.auto import tqdm
 
 from ..analysis.regions import region_table, region_tables
@@ -22,7 +21,7 @@ from ..config import ConfigError, ExperimentConfig
 from ..data.atlases import load_atlas, load_brain_mask
 from ..data.datasets import load_volumes
 from ..data.residuals import ResidualModel
-from ..data.volumes import Grid, get_grid, load_map, save_volume, to_image
+from ..data.volumes import Grid, get_grid, load_map, save_volume
 from .folds import open_experiment, prepare_cohort, read_predictions, save_figures, write_table
 from ..explainers.gradients import build_explainer
 from ..files import read_json, write_json
@@ -117,7 +116,7 @@ def concentrations(
         return []
     return [Concentration(*shares) for shares in zip(scans.relevance_share, scans.volume_share)]
 
-# %% ../../nbs/71_explanations.ipynb #2b898e64
+# %% ../../nbs/71_explanations.ipynb #49b8c5cd
 def explanation_figures(
     config: ExperimentConfig,  # the experiment
     folders: list[Path],       # folders of its explained folds
@@ -126,13 +125,13 @@ def explanation_figures(
     scans, grid = read_explanations(folders), get_grid(config.grid)
     means = mean_relevance(config, scans)
     threshold, vmax = relevance_limits(*means.values())
-    atlas = load_atlas(config.explanation.atlas, grid)
     last = config.positive[-1]
-    cuts = find_xyz_cut_coords(to_image(means[last], grid))
+    regions = region_table(means[last], load_atlas(config.explanation.atlas, grid), grid)
+    cuts = regions.nlargest(1, "peak")[["x", "y", "z"]].iloc[0].tolist()
     figures = {f"relevance {group}": plot_relevance(mean, grid, cut_coords=cuts, threshold=threshold, vmax=vmax,
                                                     title=f"mean relevance, {group}")
                for group, mean in means.items()}
-    figures["regions"] = plot_regions(region_table(means[last], atlas, grid), title=f"relevance by region, {last}")
+    figures["regions"] = plot_regions(regions, title=f"relevance by region, {last}")
     if truth := concentrations(scans):
         figures["concentration"] = plot_concentration(
             scans.group, truth, label="concentration in truly atrophied voxels")
