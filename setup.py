@@ -39,6 +39,6 @@ setup(
     install_requires=requirements("requirements"),
     extras_require={"notebook": notebook, "dev": notebook + requirements("dev_requirements")},
     entry_points={"console_scripts": requirements("console_scripts"),
-                  "nbdev": [f"{settings['lib_name']}=explainable_mri._modidx:d"]},
+                  "nbdev": ["explainable_mri=explainable_mri._modidx:d"]},
     zip_safe=False,
 )

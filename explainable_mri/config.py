@@ -7,7 +7,7 @@ __all__ = ['COHORTS', 'NETWORKS', 'TRANSFORMS', 'LOSSES', 'EXPLAINERS', 'ConfigE
            'SplitConfig', 'TrainingConfig', 'ExplanationConfig', 'ExperimentConfig', 'describe_config',
            'apply_overrides', 'make_config', 'load_config', 'save_config']
 
-# %% ../nbs/01_config.ipynb #f6e8a645
+# %% ../nbs/01_config.ipynb #5cf227ee
 import difflib
 import inspect
 import os
@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .files import replacing
 
 # %% ../nbs/01_config.ipynb #27d09dc3
 class ConfigError(ValueError):
@@ -279,13 +281,11 @@ def load_config(
     except ConfigError as error:
         raise ConfigError(f"{path}:\n{error}") from None
 
-# %% ../nbs/01_config.ipynb #1c197ab9
+# %% ../nbs/01_config.ipynb #67cf35cb
 def save_config(
     config: ExperimentConfig,  # what to write
     path: str | os.PathLike,   # YAML file, replaced if it exists
 ) -> None:
     "Write the resolved configuration, defaults included, so that the experiment can be run again as it was."
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")

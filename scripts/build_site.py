@@ -1,0 +1,146 @@
+"""Render the book into docs/ from the notebooks as they were executed: nbdev prepares the pages, Quarto or smalldocs lays
+them out. What is added to nbdev's own preparation: chapters carry their numbers, and the source of what a chapter exports
+can be unfolded below its signature."""
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbdev.config import get_config
+from nbdev.serve import proc_nbs
+
+DEFINITION = ast.FunctionDef | ast.ClassDef
+EXPORT = re.compile(r"#\|\s*export[is]?\b.*\n")
+
+
+def title_cells(
+    cell: nbformat.NotebookNode,  # first cell of a notebook: title, description, and perhaps more
+    number: str,                  # number of the chapter; empty for other pages
+) -> list[nbformat.NotebookNode]:
+    "Number the title, and keep the text below it in a cell of its own, because nbdev makes page metadata of the first."
+    head = re.match(r"# (?P<title>.+)\n*(?P<description>(?:> .*\n?)*)", cell.source)
+    if not head:
+        return [cell]
+    description = " ".join(line.removeprefix("> ") for line in head["description"].splitlines())
+    title = f"# {number} {head['title']}".replace("  ", " ")
+    return [nbformat.v4.new_markdown_cell(text) for text in (f"{title}\n\n> {description}", cell.source[head.end():]) if text]
+
+
+def methods(
+    node: ast.ClassDef,  # a class
+) -> list[str]:          # "Grid.crop" and so on: its public methods that have a docstring
+    "Name the methods of a class that deserve a signature of their own."
+    return [f"{node.name}.{item.name}" for item in node.body if isinstance(item, ast.FunctionDef)
+            and item.name[0] != "_" and ast.get_docstring(item) and not item.decorator_list]
+
+
+def has_signature(
+    node: ast.FunctionDef | ast.ClassDef,
+) -> bool:  # False for exceptions, pydantic models and the like, whose arguments are their parents'
+    "Tell whether the signature of a definition says how to call it."
+    return isinstance(node, ast.FunctionDef) or "dataclass" in ast.unparse(node.decorator_list) or any(
+        isinstance(item, ast.FunctionDef) and item.name == "__init__" for item in node.body)
+
+
+def headings(
+    node: ast.FunctionDef | ast.ClassDef,  # a public definition
+) -> list[nbformat.NotebookNode]:          # cells that name it, and that nbdev turns into signatures
+    "Head a definition with its signature and its methods', or with its name alone."
+    if not has_signature(node):
+        return [nbformat.v4.new_markdown_cell(f"### {node.name}")]
+    inner = methods(node) if isinstance(node, ast.ClassDef) else []
+    return [nbformat.v4.new_code_cell(text) for text in
+            (f"show_doc({node.name})", *(f"show_doc({name}, title_level=4)" for name in inner))]
+
+
+def source_cell(
+    code: str,          # part of an exported cell
+    summary: str = "",  # line that unfolds it; empty where the code stands open
+) -> nbformat.NotebookNode:
+    "Show code that is not run again."
+    fold = f"#| code-fold: true\n#| code-summary: '{summary}'\n" if summary else ""
+    return nbformat.v4.new_code_cell(f"#| eval: false\n{fold}{code}")
+
+
+def document(
+    cell: nbformat.NotebookNode,   # an exported cell; nbdev runs it and takes it off the page
+) -> list[nbformat.NotebookNode]:  # the cell, and what the page shows of it
+    "Show each definition with its source, which is folded where there is a signature or the signature of its caller."
+    code = EXPORT.sub("", cell.source)
+    nodes = ast.parse(code).body
+    public = [node for node in nodes if isinstance(node, DEFINITION) and not node.name.startswith("_")]
+    cells = [nbformat.v4.new_code_cell(f"#| exporti\n{code}")]
+    lines, start, above = code.splitlines(), 0, None
+    for node in nodes:
+        source, start = "\n".join(lines[start:node.end_lineno]), node.end_lineno
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        heading = headings(node) if node in public else []
+        fold = isinstance(node, DEFINITION) and has_signature(node) and any(map(has_signature, public))
+        if above and not heading and not fold:
+            above.source += f"\n{source}"
+            continue
+        shown = source_cell(source.strip("\n"), f"Source of {node.name}" if fold else "")
+        cells += [*heading, shown]
+        above = None if fold else shown
+    return cells
+
+
+def prepare(
+    path: Path,  # a notebook, rewritten in place
+) -> None:
+    "Add to a copy of a notebook what its page shows beyond the notebook itself."
+    notebook = nbformat.read(path, as_version=4)
+    number = re.match(r"\d\d(?=_)", path.name)
+    first, *others = notebook.cells
+    cells = title_cells(first, number.group() if number else "")
+    for cell in others:
+        if cell.cell_type == "code" and EXPORT.match(cell.source):
+            cells += document(cell)
+            continue
+        if cell.cell_type == "code" and not cell.source.startswith("show_doc"):
+            cell.source = f"#| eval: false\n{cell.source}"  # nbdev would run what imports something
+        cells.append(cell)
+    notebook.cells = cells
+    nbformat.write(notebook, path)
+
+
+def finish(
+    path: Path,         # a page prepared by nbdev, rewritten in place
+    site: str,          # address of the site, without a slash at the end
+    pages: list[Path],  # all pages
+) -> None:
+    "Make nbdev's links to other chapters relative; it calls them by their names without numbers, the files here keep them."
+    names = {re.sub(r"^\d\d_", "", page.stem): page.stem for page in pages}
+    link = re.compile(rf"{re.escape(site)}/(\w+)\.html")
+    text = link.sub(lambda match: f"{names[match[1]]}.html", path.read_text(encoding="utf-8"))
+    notebook = nbformat.reads(text, as_version=4)
+    notebook.cells[0].source = re.sub(r"^output-file: .*\n", "", notebook.cells[0].source, flags=re.MULTILINE)
+    nbformat.write(notebook, path)
+
+
+def main() -> int:
+    "Prepare the pages in _proc/ and render them; returns the exit status of the renderer."
+    config = get_config()
+    pages = config.config_path / "_proc"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(config.nbs_path, Path(folder, "nbs"), ignore=shutil.ignore_patterns(".*")))
+        for path in copy.rglob("*.ipynb"):
+            prepare(path)
+        proc_nbs(copy, n_workers=2, force=True)
+    prepared = sorted(pages.glob("*.ipynb"))
+    for path in prepared:
+        finish(path, f"{config.doc_host}{config.doc_baseurl}", prepared)
+    quarto = ["quarto", "render", pages, "--no-execute"]
+    status = subprocess.call(quarto if shutil.which("quarto") else ["smalldocs", "render", "--strict", pages])
+    index = (config.doc_path / "search.json").read_text(encoding="utf-8")
+    (config.doc_path / "search.js").write_text(f"window.searchIndex = {index};\n", encoding="utf-8")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

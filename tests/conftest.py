@@ -1,0 +1,41 @@
+"""What several tests use: the repository, a copy of it to work in, and the reference data beside it."""
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    "The folder of reference data beside the repository, which is not part of it."
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"there is no folder of reference data {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def copy_repository() -> Callable[[Path], Path]:
+    "A function that copies the repository's files as they are now, committed or not, without docs and what git ignores."
+
+    def copy(target: Path) -> Path:
+        listing = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=REPOSITORY,
+                                 check=True, capture_output=True, text=True).stdout
+        for name in filter(None, listing.split("\0")):
+            if not name.startswith("docs/") and os.path.lexists(REPOSITORY / name):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(REPOSITORY / name, target / name, follow_symlinks=False)
+        return target
+
+    return copy
+
+
+@pytest.fixture
+def copy(tmp_path: Path, copy_repository: Callable[[Path], Path]) -> Path:
+    "A copy of the repository to work in."
+    return copy_repository(tmp_path / "copy")
