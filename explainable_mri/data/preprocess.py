@@ -45,7 +45,7 @@ class Recipe:
 class PreprocessError(ValueError):
     "A scan that cannot be preprocessed."
 
-# %% ../../nbs/18_preprocess.ipynb #94986df1
+# %% ../../nbs/18_preprocess.ipynb #ce606181
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -54,7 +54,7 @@ def to_ants(
 ) -> Any:                    # ANTsImage
     "Turn a NIfTI image into an ANTs image in the same place."
     ants = require("ants")
-    affine = _LPS @ image.affine
+    affine = (_LPS @ image.affine).astype(np.float32).astype(float)  # as a file holds it: ANTs compares places exactly
     size = nib.affines.voxel_sizes(affine)
     return ants.from_numpy(image.get_fdata(dtype=np.float32), origin=affine[:3, 3].tolist(), spacing=size.tolist(),
                            direction=affine[:3, :3] / size)
@@ -238,13 +238,15 @@ def segment(
         priorweight=recipe.prior_weight)
     return tuple(result["probabilityimages"])
 
-# %% ../../nbs/18_preprocess.ipynb #d3128e1e
+# %% ../../nbs/18_preprocess.ipynb #b2947db3
 @dataclass(frozen=True, eq=False)
 class Preprocessed:
     "What came out of a scan."
 
     grey_matter: np.ndarray = field(repr=False)  # modulated grey matter on the grid, of the grid's cropped shape
     t1: np.ndarray = field(repr=False)           # the corrected brain in MNI space, of the same shape
+    head: nib.Nifti1Image = field(repr=False)    # the scan as the pipeline saw it, in the scanner's space
+    brain: nib.Nifti1Image = field(repr=False)   # the mask of the brain in the same space
     measures: dict[str, float]                   # volumes in ml and correlations with the template
     seconds: dict[str, float]                    # time that each step took
 
@@ -299,7 +301,8 @@ def preprocess(
     measures = {"tiv": float(brain.sum()) * millilitres, **volumes,
                 "correlation": _correlation(grey, load_template(grid), grid),
                 "t1_correlation": _correlation(t1, load_t1_template(grid), grid)}
-    return Preprocessed(grey, t1, {name: round(value, 4) for name, value in measures.items()}, clock.seconds)
+    measures = {name: round(value, 4) for name, value in measures.items()}
+    return Preprocessed(grey, t1, from_ants(head), from_ants(brain), measures, clock.seconds)
 
 
 def _correlation(first: np.ndarray, second: np.ndarray, grid: Grid) -> float:
