@@ -26,14 +26,14 @@ from .atlases import (load_brain_mask, load_t1_template, load_template,
 from .dicom import require
 from .volumes import Grid, to_image
 
-# %% ../../nbs/18_preprocess.ipynb #b5253e05
+# %% ../../nbs/18_preprocess.ipynb #67a084cd
 @dataclass(frozen=True)
 class Recipe:
     "Settings of the pipeline; the defaults suit T1-weighted scans of about 1 mm."
 
     smooth: float | None = None                    # full width at half maximum of the final smoothing, in mm
     bias_iterations: tuple[int, ...] = (25, 25, 25)     # N4, from coarse to fine
-    affine_iterations: tuple[int, ...] = (500, 250, 50) # most iterations of the affine registration, coarse to fine
+    affine_iterations: tuple[int, ...] = (500, 250, 20) # most iterations of the affine registration, coarse to fine
     place_iterations: tuple[int, ...] = (20, 10, 0)     # SyN of the head, coarse to fine
     syn_iterations: tuple[int, ...] = (40, 20, 5)       # SyN of the brain, coarse to fine
     prior_weight: float = 0.25                     # weight of the template's tissue maps in Atropos
@@ -91,7 +91,7 @@ def load_ants_template(
     parts = (load_t1_template(grid) * brain, brain.astype(np.float32), fluid, grey, white)
     return Template(grid, *(to_ants(to_image(np.array(part), grid)) for part in parts))
 
-# %% ../../nbs/18_preprocess.ipynb #ce215597
+# %% ../../nbs/18_preprocess.ipynb #25f5baef
 def conform(
     image: nib.Nifti1Image,  # raw scan in any orientation
     voxel_size: float,       # edge of the voxels to work with, in mm
@@ -108,8 +108,8 @@ def conform(
     sizes = nib.affines.voxel_sizes(image.affine)
     extent = sizes * image.shape
     if sizes.max() > 5 or extent.min() < 90 or extent.max() > 600:
-        raise PreprocessError(f"Voxels of {_millimetres(sizes)} and a field of view of {_millimetres(extent)} are not those "
-                              "of a 3D scan of a head. Check the units and the affine in the header.")
+        raise PreprocessError(f"Voxels of {_millimetres(sizes)} and a field of view of {_millimetres(extent)} are not "
+                              "those of a 3D scan of a head. Check the units and the affine in the header.")
     if values.min() == values.max():
         raise PreprocessError("Every voxel of the scan has the same value.")
     blur = np.sqrt(np.clip(voxel_size**2 - sizes**2, 0, None))
@@ -125,7 +125,7 @@ def _millimetres(values: np.ndarray) -> str:
     "Three lengths in words."
     return " × ".join(f"{value:.3g}" for value in values) + " mm"
 
-# %% ../../nbs/18_preprocess.ipynb #fedb9aba
+# %% ../../nbs/18_preprocess.ipynb #76877766
 @dataclass(frozen=True)
 class Registration:
     "A transformation between a scan and the template, kept in files."
@@ -145,7 +145,7 @@ class Registration:
         return require("ants").apply_transforms(scan, image, files, whichtoinvert=[True, False][:len(files)])
 
     def volume_ratio(self, template: Template) -> np.ndarray:
-        "Volume in the scan of each voxel of the template, as a multiple of that on the template: the Jacobian determinant."
+        "Volume in the scan of each voxel of the template, relative to the voxel: the Jacobian determinant."
         ants = require("ants")
         matrix = np.reshape(ants.read_transform(self.affine).parameters[:9], (3, 3))
         ratio = np.abs(np.linalg.det(matrix))
@@ -153,7 +153,7 @@ class Registration:
             ratio = ratio * ants.create_jacobian_determinant_image(template.t1, self.warp).numpy()
         return np.clip(ratio, 0, None)
 
-# %% ../../nbs/18_preprocess.ipynb #db64ccb3
+# %% ../../nbs/18_preprocess.ipynb #7fe384b9
 def _affine(template: Template, image: Any, start: str | None, mask: Any, recipe: Recipe, prefix: str) -> Registration:
     "Register affinely, from the transformation in the file `start`."
     result = require("ants").registration(
@@ -167,8 +167,8 @@ def _deform(template: Template, image: Any, start: Registration, mask: Any, iter
             prefix: str) -> Registration:
     "Register with SyN, from an affine registration."
     result = require("ants").registration(
-        template.t1, image, "SyNOnly", initial_transform=start.affine, outprefix=prefix, mask=mask, mask_all_stages=True,
-        reg_iterations=iterations, random_seed=recipe.seed)
+        template.t1, image, "SyNOnly", initial_transform=start.affine, outprefix=prefix, mask=mask,
+        mask_all_stages=True, reg_iterations=iterations, random_seed=recipe.seed)
     return Registration(result["fwdtransforms"][1], result["fwdtransforms"][0], result["invtransforms"][1])
 
 
@@ -190,7 +190,8 @@ def place_head(
     for number, rise in enumerate((0, 30, 60)):
         start = os.path.join(folder, f"start{number}.mat")
         shift = _centre(head) + [0, 0, rise] - _centre(template.brain)
-        ants.write_transform(ants.create_ants_transform("AffineTransform", dimension=3, translation=tuple(shift)), start)
+        moved = ants.create_ants_transform("AffineTransform", dimension=3, translation=tuple(shift))
+        ants.write_transform(moved, start)
         rigid = ants.registration(
             template.t1, head, "Rigid", initial_transform=start, outprefix=os.path.join(folder, f"rigid{number}"),
             mask=around, mask_all_stages=True, aff_iterations=(100, 50), aff_shrink_factors=(4, 2),
@@ -211,7 +212,7 @@ def extract_brain(
     "Carry the template's brain mask into the scan."
     return require("ants").threshold_image(placed.to_scan(template.brain, head), 0.5, 2)
 
-# %% ../../nbs/18_preprocess.ipynb #96a55f10
+# %% ../../nbs/18_preprocess.ipynb #7affce8c
 def correct_bias(
     image: Any,       # ANTsImage
     mask: Any,        # where to estimate the field
@@ -219,7 +220,8 @@ def correct_bias(
 ) -> Any:             # ANTsImage, corrected
     "Remove the smooth differences of brightness that come from the coil, with N4."
     return require("ants").n4_bias_field_correction(
-        image, mask=mask, shrink_factor=max(2, round(6 / image.spacing[0])),
+        image, mask=mask, shrink_factor=max(2, round(8 / image.spacing[0])),  # the field is smooth
+       
         convergence={"iters": list(recipe.bias_iterations), "tol": 1e-4})
 
 
