@@ -212,7 +212,7 @@ def extract_brain(
     "Carry the template's brain mask into the scan."
     return require("ants").threshold_image(placed.to_scan(template.brain, head), 0.5, 2)
 
-# %% ../../nbs/18_preprocess.ipynb #7affce8c
+# %% ../../nbs/18_preprocess.ipynb #80fc64de
 def correct_bias(
     image: Any,       # ANTsImage
     mask: Any,        # where to estimate the field
@@ -221,7 +221,6 @@ def correct_bias(
     "Remove the smooth differences of brightness that come from the coil, with N4."
     return require("ants").n4_bias_field_correction(
         image, mask=mask, shrink_factor=max(2, round(8 / image.spacing[0])),  # the field is smooth
-       
         convergence={"iters": list(recipe.bias_iterations), "tol": 1e-4})
 
 

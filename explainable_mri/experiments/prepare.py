@@ -184,7 +184,7 @@ def add_flags(
                 flags[row].append(f"{name} {value:.3g} is an outlier (median {centre:.3g})")
     return table.assign(flags=["; ".join(each) for each in flags])
 
-# %% ../../nbs/19_prepare.ipynb #c95255c3
+# %% ../../nbs/19_prepare.ipynb #1c6085ef
 def plot_quality(
     head: nib.Nifti1Image,    # the scan in the scanner's space
     brain: nib.Nifti1Image,   # the brain found in it
@@ -193,8 +193,8 @@ def plot_quality(
     grid: Grid,               # the grid
 ) -> Figure:                  # the figure
     "Draw what one looks at to judge a prepared scan."
-    figure = Figure(figsize=(9, 11), layout="constrained")
-    axes = figure.subplots(4, 1)
+    figure = Figure(figsize=(9, 12), facecolor="black")
+    axes = [figure.add_axes((0, row / 4, 1, 0.245)) for row in (3, 2, 1, 0)]
     template = to_image(np.array(load_t1_template(grid)), grid)
     tissue = to_image(np.array(load_template(grid)), grid)
     mask = to_image(load_brain_mask(grid).astype(np.float32), grid)
@@ -211,7 +211,7 @@ def plot_quality(
             view.add_contours(outline, levels=[0.5], colors=color, linewidths=0.7)
     return figure
 
-# %% ../../nbs/19_prepare.ipynb #210f155f
+# %% ../../nbs/19_prepare.ipynb #866e04b5
 def _hash_files(files: Iterable[Path]) -> str:
     "SHA-256 of the contents of files, independent of their names and order."
     digests = []
@@ -259,7 +259,7 @@ def prepare_scan(
     save_volume(result.grey_matter, folder / name, grid)
     figure = plot_quality(result.head, result.brain, result.t1, result.grey_matter, grid)
     with replacing(folder / "quality.png") as partial:
-        figure.savefig(partial, dpi=80)
+        figure.savefig(partial, dpi=80, facecolor="black")
     record = {
         "subject": scan.subject, "session": scan.session, "kind": scan.kind, "map": name, **_settings(grid, recipe),
         "source_sha256": _hash_files(scan.files), "map_sha256": _hash_files([folder / name]),
@@ -342,7 +342,7 @@ def _make_table(records: dict[str, dict], participants: pd.DataFrame | None) -> 
     table = add_flags(table)
     return table[[*_COLUMNS, *(name for name in table.columns if name not in _COLUMNS)]]
 
-# %% ../../nbs/19_prepare.ipynb #e1e05680
+# %% ../../nbs/19_prepare.ipynb #6f986b9c
 _NAMES = {"tiv": "TIV (ml)", "gm_volume": "grey matter (ml)", "wm_volume": "white matter (ml)",
           "csf_volume": "fluid (ml)", "correlation": "correlation with the template's grey matter",
           "t1_correlation": "correlation with the template's T1"}
@@ -351,7 +351,7 @@ _NAMES = {"tiv": "TIV (ml)", "gm_volume": "grey matter (ml)", "wm_volume": "whit
 def _write_page(folder: Path, record: dict[str, Any], flags: str) -> None:
     "Write the quality page of a scan."
     measures = record["measures"]
-    figure = Figure(figsize=(9, 11), layout="none")
+    figure = Figure(figsize=(9, 12))
     ax = figure.add_axes((0, 0, 1, 1))
     ax.imshow(imread(folder / "quality.png"))
     ax.axis("off")
