@@ -15,7 +15,7 @@ def requirements(key: str) -> list[str]:
     return settings.get(key, "").split()
 
 
-notebook = requirements("notebook_requirements")
+notebook, preprocess = requirements("notebook_requirements"), requirements("preprocess_requirements")
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -37,7 +37,8 @@ setup(
     packages=find_packages(include=["explainable_mri", "explainable_mri.*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
-    extras_require={"notebook": notebook, "dev": notebook + requirements("dev_requirements")},
+    extras_require={"notebook": notebook, "preprocess": preprocess,
+                    "dev": notebook + preprocess + requirements("dev_requirements")},
     entry_points={"console_scripts": requirements("console_scripts"),
                   "nbdev": ["explainable_mri=explainable_mri._modidx:d"]},
     zip_safe=False,
