@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("simulate", "train", "explain", "report", "info")
+COMMANDS = ("simulate", "train", "explain", "report", "info", "prepare", "import-keras")
 
 
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
@@ -47,7 +47,7 @@ def workplace(tmp_path_factory) -> Path:
 def test_help_shows_an_example(command, tmp_path):
     result = run(command, "--help", cwd=tmp_path)
     assert result.returncode == 0
-    assert f"explainable-mri {command} config/" in result.stdout
+    assert f"explainable-mri {command} " in result.stdout.partition("Example:")[2]
 
 
 def test_main_job(workplace):
