@@ -176,7 +176,3 @@ def info(config: Path | None, overrides: tuple[str, ...]) -> None:
     registries = {"cohorts": COHORTS, "networks": NETWORKS, "losses": LOSSES, "transforms": TRANSFORMS, "explainers": EXPLAINERS}
     names = {kind: registry.names() for kind, registry in registries.items()}
     click.echo(yaml.safe_dump({**describe_environment(), **names}, sort_keys=False), nl=False)
-
-# %% ../nbs/73_cli.ipynb #43a93054
-if __name__ == "__main__":
-    main()

@@ -13,12 +13,13 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PROGRAM = [sys.executable, "-c", "from explainable_mri.cli import main; main(prog_name='explainable-mri')"]
 COMMANDS = ("simulate", "train", "explain", "report", "info", "prepare", "import-keras")
 
 
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
     "Run `explainable-mri` in a process of its own."
-    command = [sys.executable, "-m", "explainable_mri.cli", *map(str, arguments)]
+    command = [*PROGRAM, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
@@ -80,7 +81,7 @@ def test_other_configuration_is_refused(workplace):
 
 def test_killed_training_resumes(workplace):
     arguments = ["config/tiny.yaml", "name=killed", "training.epochs=4", "training.patience=4"]
-    command = [sys.executable, "-m", "explainable_mri.cli", "train", *arguments]
+    command = [*PROGRAM, "train", *arguments]
     process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     fold = workplace / "results" / "killed" / "fold-1"
     deadline = time.monotonic() + 300
