@@ -137,7 +137,7 @@ class ExplanationConfig(_Section):
     batch_size: int = Field(8, ge=1, description="scans explained at once")
     atlas: str = Field("aal", description="atlas whose regions sum up relevance")
 
-# %% ../nbs/01_config.ipynb #1e893769
+# %% ../nbs/01_config.ipynb #a5da60d3
 class ExperimentConfig(_Section):
     "Everything that defines an experiment."
 
@@ -148,7 +148,7 @@ class ExperimentConfig(_Section):
     cohort: Component = Field(Component(name="phantom"), description="where the scans come from")
     grid: str = Field("mni_3mm", description="grid on which the maps live")
     covariates: list[str] = Field(["age", "sex", "tiv", "field_strength"],
-                                  description="covariates regressed out of the maps; an empty list turns this off")
+                                  description="covariates regressed out of the maps; without any, the controls' mean is subtracted")
     negative: list[str] = Field(["CN"], min_length=1, description="groups that make up class 0")
     positive: list[str] = Field(["MCI", "AD"], min_length=1, description="groups that make up class 1")
     split: SplitConfig = Field(default_factory=SplitConfig, description="training, validation and test part")

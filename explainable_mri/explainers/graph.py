@@ -105,7 +105,7 @@ class Step:
         "Name of the rule that the module itself asks for with an attribute `relevance`."
         return None if self.kind == "ReLU layer" else getattr(self.module, "relevance", None)
 
-# %% ../../nbs/41_lrp_graph.ipynb #856d69bb
+# %% ../../nbs/41_lrp_graph.ipynb #7576a49f
 class _Tracer(fx.Tracer):
     "Looks into every module except those that have a kind of their own."
 
@@ -117,6 +117,8 @@ class _Tracer(fx.Tracer):
 def _kind_of_module(module: nn.Module) -> str | None:
     if getattr(module, "keras_class", None) in _KERAS_JOINS:
         return _KERAS_JOINS[module.keras_class]
+    if getattr(module, "padding_mode", "zeros") != "zeros":
+        return None  # the rules for convolutions count on zeros outside the volume
     for kind, classes in _MODULES.items():
         if isinstance(module, classes):
             return _kind_of_activation(module) if kind == "activation" else kind
