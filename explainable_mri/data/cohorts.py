@@ -149,11 +149,11 @@ def _check_words(
         elif choices is not None and value not in choices:
             yield row, f"{name} '{value}' is unknown. {suggest(value, choices)}"
 
-# %% ../../nbs/13_cohorts.ipynb #d0d020db
+# %% ../../nbs/13_cohorts.ipynb #4d13254d
 def _check_duplicates(table: pd.DataFrame) -> Iterator[tuple[int, str]]:
     "Find rows that repeat an earlier row's file, or its subject and session."
-    keys = {"the same file as": [table["path"].map(os.path.realpath, na_action="ignore")],
-            "the same subject and session as": [table["subject"], table["session"]]}
+    keys = {"a duplicate, the same file as": [table["path"].map(os.path.realpath, na_action="ignore")],
+            "a duplicate, the same subject and session as": [table["subject"], table["session"]]}
     reported = set()
     for words, columns in keys.items():
         first: dict[tuple, int] = {}
