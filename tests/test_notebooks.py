@@ -42,5 +42,5 @@ def test_train_then_explain(project, monkeypatch):
     assert (project / "results" / "tiny" / "fold-2" / "metrics.json").exists()
 
     text = execute(project, "explain", monkeypatch, **parameters)
-    assert "scans explained by lrp.sequential_preset_a" in text and "Hippocampus_L" in text and "9 pictures" in text
+    assert "scans explained by lrp.sequential_preset_a" in text and "volume_share" in text and "9 pictures" in text
     assert list((project / "results" / "tiny" / "fold-2" / "explanations" / "relevance").glob("*.nii.gz"))
