@@ -6,6 +6,8 @@
 __all__ = ['ATROPHIED', 'explain_fold', 'read_explanations', 'mean_relevance', 'concentrations', 'explanation_figures']
 
 # %% ../../nbs/72_explanations.ipynb #602070ef
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +21,12 @@ from ..analysis.regions import region_table, region_tables
 from ..analysis.statistics import Concentration, mean_maps, relevance_concentration
 from ..config import ConfigError, ExperimentConfig
 from ..data.atlases import load_atlas, load_brain_mask
+from ..data.cohorts import Cohort
 from ..data.datasets import load_volumes
 from ..data.residuals import ResidualModel
 from ..data.volumes import Grid, get_grid, load_map, save_volume
-from .folds import open_experiment, prepare_cohort, read_predictions, save_figures, write_table
+from .folds import (
+    SCAN, check_experiment, open_experiment, prepare_cohort, read_predictions, read_scans, save_figures, write_table)
 from ..explainers.gradients import build_explainer
 from ..files import read_json, write_json
 from ..report.figures import (
@@ -44,9 +48,15 @@ def _explain(config: ExperimentConfig, folder: Path, scans: pd.DataFrame) -> Ite
             bar.update(len(batch))
 
 
+def _file_name(words: str) -> str:
+    "The words as part of a file name; what a file name should not hold becomes a dash."
+    return re.sub(r"[^\w.-]+", "-", words)
+
+
 def _map_path(folder: Path, scan: pd.Series) -> Path:
     "Where the relevance map of a scan is kept."
-    return folder / "relevance" / f"{scan.subject}_ses-{scan.session}_relevance.nii.gz"
+    session = scan.session if scan.session.startswith("ses-") else f"ses-{scan.session}"
+    return folder / "relevance" / f"{_file_name(scan.subject)}_{_file_name(session)}_relevance.nii.gz"
 
 # %% ../../nbs/72_explanations.ipynb #f512c989
 ATROPHIED = 0.05  # fraction of grey matter lost from which a voxel counts as truly atrophied
@@ -61,32 +71,57 @@ def _measure(relevance: np.ndarray, scan: pd.Series, hippocampus: np.ndarray, br
         numbers |= {"relevance_share": concentration.relevance_share, "volume_share": concentration.volume_share}
     return numbers
 
+# %% ../../nbs/72_explanations.ipynb #68413bb1
+def _test_scans(trained: Path, cohort: Cohort) -> pd.DataFrame:
+    "The predictions of a fold, each with the rest of its row of the cohort; raises `ConfigError` where a scan is gone."
+    scans = read_predictions([trained]).merge(cohort.table, on=SCAN, how="left", indicator=True)
+    gone = scans[scans.pop("_merge") == "left_only"]
+    if len(gone):
+        names = [f"  {scan.subject}, session {scan.session}, {scan.group}: {scan.path}" for scan in gone.itertuples()]
+        more = [f"  and {len(names) - 5} more"] if len(names) > 5 else []
+        raise ConfigError(f"{trained / 'predictions.csv'} lists scans that are not in the cohort in this form any more:\n"
+                          + "\n".join(names[:5] + more) + "\nPut them back, or train again under another name.")
+    return scans
+
+
+def _mean_path(folder: Path, group: str) -> Path:
+    "Where the mean relevance map of a group is kept."
+    return folder / f"mean_relevance_{_file_name(group)}.nii.gz"
+
 # %% ../../nbs/72_explanations.ipynb #4b32d6df
 def explain_fold(
     config: ExperimentConfig,  # the experiment
     fold: int = 1,             # fold, counted from 1
 ) -> Path:                     # folder of the fold's explanations
     "Explain the predictions for a fold's test scans; raises `ConfigError` where the fold is not trained yet."
-    trained = open_experiment(config) / f"fold-{fold}"
+    check_experiment(config)
+    trained = config.folder / f"fold-{fold}"
     if not (trained / "metrics.json").exists():
         raise ConfigError(f"Fold {fold} of '{config.name}' is not trained: there is no {trained / 'metrics.json'}. "
                           f"Run first: explainable-mri train CONFIG --fold {fold}")
     folder, settings = trained / "explanations", config.explanation.model_dump(mode="json")
     if (folder / "settings.json").exists() and read_json(folder / "settings.json") == settings:
         return folder
-    (folder / "settings.json").unlink(missing_ok=True)
     cohort = prepare_cohort(config)
-    scans = read_predictions([trained]).merge(cohort.table, on=["path", "subject", "session", "group"])
+    scans = _test_scans(trained, cohort)
+    open_experiment(config)
+    (folder / "settings.json").unlink(missing_ok=True)
     atlas, brain = load_atlas(config.explanation.atlas, cohort.grid), load_brain_mask(cohort.grid)
     hippocampus = load_atlas("aal", cohort.grid).mask("Hippocampus")
 
     numbers, regions = [], []
-    for (_, scan), relevance in zip(scans.iterrows(), _explain(config, trained, scans), strict=True):
-        path = save_volume(relevance, _map_path(folder, scan), cohort.grid)
-        numbers.append({"relevance_map": str(path.resolve()), **_measure(relevance, scan, hippocampus, brain, cohort.grid)})
-        regions.append((path.name, relevance))
+
+    def explained() -> Iterator[np.ndarray]:
+        for (_, scan), relevance in zip(scans.iterrows(), _explain(config, trained, scans), strict=True):
+            path = save_volume(relevance, _map_path(folder, scan), cohort.grid)
+            numbers.append({"relevance_map": str(path.resolve()), **_measure(relevance, scan, hippocampus, brain, cohort.grid)})
+            regions.append(region_tables([(path.name, relevance)], atlas, cohort.grid))
+            yield relevance
+
+    for group, mean in mean_maps(scans.group, explained()).items():
+        save_volume(mean, _mean_path(folder, group), cohort.grid)
     write_table(scans.join(pd.DataFrame(numbers)), folder / "scans.csv")
-    write_table(region_tables(regions, atlas, cohort.grid), folder / "regions.csv")
+    write_table(pd.concat(regions), folder / "regions.csv")
     save_figures(explanation_figures(config, [trained]), folder / "figures")
     write_json(settings, folder / "settings.json")
     return folder
@@ -96,16 +131,20 @@ def read_explanations(
     folders: list[Path],  # folders of folds
 ) -> pd.DataFrame:        # a row a test scan: its row of the cohort, probability, relevance_map, measures
     "Read the tables of explained scans of folds."
-    return pd.concat([pd.read_csv(folder / "explanations" / "scans.csv") for folder in folders], ignore_index=True)
+    return pd.concat([read_scans(folder / "explanations" / "scans.csv") for folder in folders], ignore_index=True)
 
 
 def mean_relevance(
     config: ExperimentConfig,  # the experiment
-    scans: pd.DataFrame,       # from `read_explanations`
+    folders: list[Path],       # folders of its explained folds
 ) -> dict[str, np.ndarray]:    # mean relevance map (x, y, z) by group
-    "Average the relevance maps of each group."
-    grid = get_grid(config.grid)
-    return mean_maps(scans.group, (load_map(path, grid) for path in scans.relevance_map))
+    "The mean relevance map of each group, over all scans of the folds."
+    grid, sums, counts = get_grid(config.grid), {}, Counter()
+    for folder in folders:
+        for group, count in read_explanations([folder]).group.value_counts(sort=False).items():
+            sums[group] = sums.get(group, 0) + count * load_map(_mean_path(folder / "explanations", group), grid)
+            counts[group] += count
+    return {group: total / counts[group] for group, total in sums.items()}
 
 
 def concentrations(
@@ -123,7 +162,7 @@ def explanation_figures(
 ) -> dict[str, Figure]:        # figures by name
     "Draw mean relevance by group, relevance by region, and what is known of the truth."
     scans, grid = read_explanations(folders), get_grid(config.grid)
-    means = mean_relevance(config, scans)
+    means = mean_relevance(config, folders)
     threshold, vmax = relevance_limits(*means.values())
     last = config.positive[-1]
     regions = region_table(means[last], load_atlas(config.explanation.atlas, grid), grid)

@@ -68,10 +68,10 @@ def _prediction_section(config: ExperimentConfig, folders: list[Path]) -> Sectio
         *_pictures(training_figures(config, folders))])
 
 # %% ../../nbs/73_summary.ipynb #9b0176b6
-def _relevance_section(config: ExperimentConfig, scans: pd.DataFrame, figures: dict[str, Figure]) -> Section:
+def _relevance_section(config: ExperimentConfig, folders: list[Path], figures: dict[str, Figure]) -> Section:
     "Mean relevance by group, and its regions."
     group = config.positive[-1]
-    mean = mean_relevance(config, scans)[group]
+    mean = mean_relevance(config, folders)[group]
     grid = get_grid(config.grid)
     regions = region_table(mean, load_atlas(config.explanation.atlas, grid), grid).head(15)
     explained = config.explanation.target
@@ -148,7 +148,7 @@ def write_experiment_report(
     scans = read_explanations(explained) if explained else None
     if scans is not None:
         figures = explanation_figures(config, explained)
-        sections.append(_relevance_section(config, scans, figures))
+        sections.append(_relevance_section(config, explained, figures))
         if concentrations(scans):
             sections.append(_truth_section(scans, figures))
         sections.append(_example_section(config, scans))
