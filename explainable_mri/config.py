@@ -121,7 +121,7 @@ class TrainingConfig(_Section):
     learning_rate: float = Field(1e-3, gt=0, description="step size of Adam")
     class_weights: bool = Field(True, description="weight classes inversely to their frequency")
     monitor: Literal["validation_loss", "validation_auc", "validation_balanced_accuracy"] = Field(
-        "validation_auc", description="validation metric that picks the best epoch")
+        "validation_loss", description="validation metric that picks the best epoch")
     patience: int = Field(8, ge=1, description="epochs without improvement after which training stops")
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="device to train on")
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field("32-true", description="arithmetic of the network")

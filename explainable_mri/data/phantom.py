@@ -46,8 +46,8 @@ class Group:
 
 GROUPS = {
     "CN": Group(degree=0.09, deviation=0.08, progress=0.005, age=74.5, old_scanner=0.4),
-    "MCI": Group(degree=0.24, deviation=0.15, progress=0.02, age=75.0, old_scanner=0.5),
-    "AD": Group(degree=0.40, deviation=0.14, progress=0.03, age=75.5, old_scanner=0.5),
+    "MCI": Group(degree=0.22, deviation=0.15, progress=0.02, age=75.0, old_scanner=0.5),
+    "AD": Group(degree=0.37, deviation=0.14, progress=0.03, age=75.5, old_scanner=0.5),
 }
 
 # %% ../../nbs/12_phantom.ipynb #7413c81e
