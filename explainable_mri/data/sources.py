@@ -186,6 +186,7 @@ def list_bids(
 
 def _find_bids(folder: Path, suffix: str, entities: Mapping[str, Any]) -> pd.DataFrame:
     "Paths, subjects and sessions of the files with these entities."
+    folder = folder.absolute()
     files = [file for file in ancpbids.BIDSLayout(str(folder)).get(suffix=suffix, scope="all") if is_nifti(Path(file.name))]
     fitting = [file for file in files if all(plain_number(file.get_entities().get(name)) == plain_number(value)
                                              for name, value in entities.items())]
@@ -196,7 +197,7 @@ def _find_bids(folder: Path, suffix: str, entities: Mapping[str, Any]) -> pd.Dat
     labels = [file.get_entities() for file in fitting]
     table = pd.DataFrame({"path": [file.get_absolute_path() for file in fitting],
                           "subject": [f"sub-{one.get('sub')}" for one in labels]},
-                         index=[Path(file.get_absolute_path()).relative_to(folder.absolute()).as_posix() for file in fitting])
+                         index=[Path(file.get_absolute_path()).relative_to(folder).as_posix() for file in fitting])
     if any("ses" in one for one in labels):
         table["session"] = [f"ses-{one['ses']}" if "ses" in one else np.nan for one in labels]
     return table.sort_index()
