@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError, validate_call
 from tableone import TableOne
 from tqdm.auto import tqdm
 
@@ -108,7 +109,7 @@ def read_table(
     sheet: str | None = None, # sheet of a workbook; None reads the first
 ) -> pd.DataFrame:            # all entries as text; the index counts rows as a spreadsheet does, the header being row 1
     "Read a table as it is; raises `CohortError` for a file that is not a table."
-    path = Path(path)
+    path = Path(path).expanduser()
     readers = {".csv": _read_text, ".tsv": _read_text, ".txt": _read_text, ".xlsx": _read_excel}
     if path.suffix.lower() not in readers:
         raise CohortError(str(path), ["A table ends in .csv, .tsv, .txt or .xlsx. Save an .xls workbook as .xlsx."])
@@ -274,8 +275,8 @@ class Rules:
                    "duplicates": ("error", "drop")}
         problems = [f"'{name}' is {getattr(self, name)!r}. {suggest(str(getattr(self, name)), words)}"
                     for name, words in choices.items() if getattr(self, name) not in words]
-        if isinstance(self.ignore_groups, str):
-            problems.append(f"'ignore_groups' is a list, such as [{self.ignore_groups}].")
+        if not isinstance(self.ignore_groups, list | tuple):
+            problems.append(f"'ignore_groups' is {self.ignore_groups!r}. It is a list, such as [SCD, FTD].")
         if problems:
             raise CohortError("Rules of the cohort", problems)
 
@@ -465,7 +466,8 @@ def read_cohort(
 ) -> Cohort:                                  # the checked cohort
     "Read a table of scans and check it; raises `CohortError` that lists every problem with its row."
     table = map_columns(read_table(path, sheet), columns, values, str(path))
-    return make_cohort(table, grid, groups, covariates, folder=Path(path).parent, source=str(path), rules=rules)
+    folder = Path(path).expanduser().parent
+    return make_cohort(table, grid, groups, covariates, folder=folder, source=str(path), rules=rules)
 
 # %% ../../nbs/13_cohorts.ipynb #c96ff3b6
 @dataclass(frozen=True, eq=False)
@@ -481,12 +483,16 @@ class Listing:
 def cohort_source(
     *names: str,  # the name in the configuration, and aliases if any
 ) -> Callable:    # a decorator for a function that takes parameters of the configuration and returns a `Listing`
-    "Register a source of scans; the rules join its parameters."
+    "Register a source of scans; the rules join its parameters, and those are checked against their annotations."
 
     def enter(list_scans: Callable[..., Listing]) -> Callable[..., Listing]:
         def build(grid: Grid, groups: list[str], covariates: list[str], **params) -> Cohort:
             rules = Rules(**{rule.name: params.pop(rule.name) for rule in fields(Rules) if rule.name in params})
-            listing = list_scans(**params)
+            try:
+                listing = validate_call(list_scans)(**params)
+            except ValidationError as error:
+                raise CohortError(f"Parameters of the cohort '{names[0]}'", [
+                    f"'{'.'.join(map(str, one['loc']))}' is {one['input']!r}: {one['msg']}." for one in error.errors()]) from None
             return make_cohort(listing.table, grid, groups, covariates, listing.folder, listing.source, rules, listing.notes)
 
         own = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in inspect.signature(list_scans).parameters.values()]
@@ -502,14 +508,14 @@ def cohort_source(
 # %% ../../nbs/13_cohorts.ipynb #45bbda43
 @cohort_source("table")
 def list_table(
-    path: str,                                    # table: .csv, .tsv, .txt or .xlsx
+    path: Path,                                   # table: .csv, .tsv, .txt or .xlsx
     sheet: str | None = None,                     # sheet of a workbook; None reads the first
     columns: Mapping[str, str] | None = None,     # the table's heading for each column of a cohort, where they differ
     values: Mapping[str, Mapping] | None = None,  # for columns of a cohort, the word for each code
 ) -> Listing:                                     # the scans
     "The scans listed in a table."
     table = map_columns(read_table(path, sheet), columns, values, str(path))
-    return Listing(table, str(path), Path(path).parent)
+    return Listing(table, str(path), Path(path).expanduser().parent)
 
 # %% ../../nbs/13_cohorts.ipynb #e9910afc
 @COHORTS.register("phantom")

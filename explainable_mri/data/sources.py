@@ -32,8 +32,6 @@ def join_covariates(
     unmatched: Literal["error", "drop"] = "error",  # what is done about files without a row
 ) -> tuple[pd.DataFrame, list[str]]:              # the scans with their covariates, and notes
     "Give each scan the row of its subject, visit or image; raises `CohortError` for what does not match."
-    if unmatched not in ("error", "drop"):
-        raise CohortError(source, [f"'unmatched' is {unmatched!r}. {suggest(str(unmatched), ['error', 'drop'])}"])
     _require_subject(covariates, source)
     keys = [name for name in scans.columns if name in covariates and name not in ("path", "group")]
     rows = _identities(covariates, keys)
@@ -107,7 +105,7 @@ def find_scans(
     folder = require_folder(folder)
     try:
         expression = re.compile(pattern)
-    except (re.error, TypeError) as error:
+    except re.error as error:
         raise CohortError(str(folder), [f"The pattern {pattern!r} is not a regular expression: {error}."]) from None
     if "subject" not in expression.groupindex:
         raise CohortError(str(folder), [f"The pattern {pattern!r} does not say where the subject stands: (?P<subject>…)."])
@@ -132,7 +130,7 @@ def require_folder(
     folder: str | os.PathLike,  # a folder
 ) -> Path:                      # the same, `~` replaced
     "Raise `CohortError` unless there is such a folder."
-    folder = Path(str(folder)).expanduser()
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise CohortError(str(folder), ["There is no such folder."])
     return folder
@@ -140,9 +138,9 @@ def require_folder(
 # %% ../../nbs/14_sources.ipynb #92c1865d
 @cohort_source("folder")
 def list_folder(
-    folder: str,                                  # folder of the scans, searched with all folders below it
+    folder: Path,                                 # folder of the scans, searched with all folders below it
     pattern: str,                                 # regular expression for paths below it, with named groups
-    table: str,                                   # covariates: .csv, .tsv, .txt or .xlsx
+    table: Path,                                  # covariates: .csv, .tsv, .txt or .xlsx
     sheet: str | None = None,                     # sheet of a workbook; None reads the first
     columns: Mapping[str, str] | None = None,     # the table's heading for each column of a cohort, where they differ
     values: Mapping[str, Mapping] | None = None,  # for columns of a cohort, the word for each code
@@ -159,17 +157,17 @@ def list_folder(
 # %% ../../nbs/14_sources.ipynb #afe330fd
 @cohort_source("bids")
 def list_bids(
-    folder: str,                                  # BIDS dataset, with its derivatives, or a derivative
+    folder: Path,                                 # BIDS dataset, with its derivatives, or a derivative
     suffix: str = "probseg",                      # last part of the file names, such as `probseg` or `T1w`
     entities: Mapping[str, Any] | None = None,    # entities that a file has to have, such as {space: MNI152NLin2009cAsym, label: GM}
-    participants: str | None = None,              # table of people; None: participants.tsv in the folder, or above a derivative
+    participants: Path | None = None,             # table of people; None: participants.tsv in the folder, or above a derivative
     columns: Mapping[str, str] | None = None,     # the tables' heading for each column of a cohort, where they differ
     values: Mapping[str, Mapping] | None = None,  # for columns of a cohort, the word for each code
     unmatched: Literal["error", "drop"] = "error",  # what is done about files whose subject is not in the table
 ) -> Listing:                                     # the scans
     "Scans of a BIDS dataset or of a derivative in it."
     scans = _find_bids(require_folder(folder), suffix, entities or {})
-    people = Path(participants) if participants else _participants(Path(folder).expanduser())
+    people = participants or _participants(Path(folder).expanduser())
     table, headings = read_table(people), {"subject": "participant_id", **(columns or {})}
     sessions = _read_sessions(Path(folder).expanduser() if participants else people.parent, scans)
     missing = [heading for heading in headings.values() if heading not in table and heading not in sessions]
@@ -247,8 +245,8 @@ _CAPS = {"t1-linear": "t1_linear/*_space-MNI152NLin2009cSym_desc-Crop_res-1x1x1_
 
 @cohort_source("caps")
 def list_caps(
-    folder: str,                                  # CAPS folder, the one that holds `subjects`
-    table: str,                                   # covariates of visits: .tsv, .csv, .txt or .xlsx
+    folder: Path,                                 # CAPS folder, the one that holds `subjects`
+    table: Path,                                  # covariates of visits: .tsv, .csv, .txt or .xlsx
     pipeline: Literal["t1-linear", "t1-volume"] = "t1-volume",  # Clinica's pipeline that made the maps
     dartel_group: str | None = None,              # label of a DARTEL template; None takes the maps of SPM's segmentation
     fwhm: int | None = None,                      # width of the smoothing of DARTEL maps in mm; None takes unsmoothed ones
@@ -257,8 +255,6 @@ def list_caps(
     unmatched: Literal["error", "drop"] = "error",  # what is done about files without a row
 ) -> Listing:                                     # the scans
     "Scans that Clinica's pipelines prepared."
-    if pipeline not in _CAPS:
-        raise CohortError(str(folder), [f"There is no pipeline '{pipeline}'. {suggest(str(pipeline), _CAPS)}"])
     where = "segmentation/normalized_space" if dartel_group is None else f"dartel/group-{dartel_group}"
     name = _CAPS[pipeline].format(place=where, fwhm="" if fwhm is None else f"_fwhm-{fwhm}mm")
     folder = require_folder(folder)
@@ -279,14 +275,12 @@ _OASIS = {"subject": "id", "age": "age", "sex": "mf", "tiv": "etiv", "cdr": "cdr
 
 @cohort_source("oasis")
 def list_oasis(
-    folder: str | None = None,                  # where nilearn keeps the data; None: its own place, ~/nilearn_data
+    folder: Path | None = None,                 # where nilearn keeps the data; None: its own place, ~/nilearn_data
     people: int | None = None,                  # number of people, the first ones; None: all 403
     dartel: bool = True,                        # maps normalised by DARTEL; false takes those of SPM8's segmentation
     unrated: Literal["drop", "CN", "error"] = "drop",  # what people without a Clinical Dementia Rating are
 ) -> Listing:                                   # the scans
     "Grey-matter maps of OASIS-1 with the Clinical Dementia Rating as group: 0 CN, 0.5 MCI, 1 or more AD."
-    if unrated not in ("drop", "CN", "error"):
-        raise CohortError("OASIS-1", [f"'unrated' is {unrated!r}. {suggest(str(unrated), ['drop', 'CN', 'error'])}"])
     try:
         bunch = fetch_oasis_vbm(n_subjects=people, dartel_version=dartel, data_dir=folder, verbose=0)
     except (OSError, ValueError, RuntimeError) as error:
@@ -360,8 +354,8 @@ def _spellings(cohorts: Any, same_people: Sequence[Sequence[str]]) -> dict[str, 
     if not isinstance(cohorts, Mapping) or len(cohorts) < 2:
         raise CohortError("joined", ["'cohorts' must name two cohorts or more, each with a 'name' and 'params'."])
     spellings = {name: name for name in cohorts}
-    for shared in same_people:
-        if isinstance(shared, str):
+    for shared in same_people if isinstance(same_people, list | tuple) else [same_people]:
+        if not isinstance(shared, list | tuple):
             raise CohortError("joined", ["'same_people' is a list of lists, such as [[adni2, adni3]]."])
         if unknown := [name for name in shared if name not in cohorts]:
             raise CohortError("joined", [f"'same_people' names '{unknown[0]}'. {suggest(str(unknown[0]), cohorts)}"])
