@@ -75,7 +75,7 @@ def simulate_command(config: ExperimentConfig) -> None:
     from explainable_mri.experiments.folds import prepare_cohort
 
     cohort = prepare_cohort(config)
-    click.echo(cohort.summary().to_string())
+    click.echo("\n".join([cohort.summary(config.covariates).to_string(), *(f"Note: {note}" for note in cohort.notes)]))
 
 
 @main.command("train")

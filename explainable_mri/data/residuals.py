@@ -53,12 +53,22 @@ def _encode(column: pd.Series, encoding: list[float] | list[str]) -> np.ndarray:
     return (values[:, None] == np.array(encoding[1:])).astype(float)
 
 
-def _require_complete(table: pd.DataFrame, covariates: Sequence[str]) -> None:
-    "Raise `CovariateError` unless the table has a value for every covariate in every row."
+def _require_columns(table: pd.DataFrame, covariates: Sequence[str]) -> None:
+    "Raise `CovariateError` unless the table has these columns."
     if absent := [name for name in covariates if name not in table]:
         raise CovariateError(f"The table has no column '{absent[0]}'. It has: {', '.join(map(str, table.columns))}.")
+
+
+def _missing(column: pd.Series) -> np.ndarray:
+    "True where a covariate has no value."
+    return column.isin([np.nan, None, np.inf, -np.inf]).to_numpy()
+
+
+def _require_complete(table: pd.DataFrame, covariates: Sequence[str]) -> None:
+    "Raise `CovariateError` unless the table has a value for every covariate in every row."
+    _require_columns(table, covariates)
     for name in covariates:
-        if (missing := table[name].isin([np.nan, None, np.inf, -np.inf]).to_numpy()).any():
+        if (missing := _missing(table[name])).any():
             rows = ", ".join(map(str, table.index[missing][:5])) + (", …" if missing.sum() > 5 else "")
             raise CovariateError(f"The covariate '{name}' is missing in {missing.sum()} of {len(table)} scans "
                                  f"(rows {rows}). Complete the table or leave these scans out.")
@@ -70,17 +80,25 @@ class Design:
 
     encoding: dict[str, list[float] | list[str]]  # [mean, standard deviation] or sorted words, by covariate
 
+    means: dict[str, list[float]] | None = None  # what stands in for a missing value, by covariate; None refuses gaps
+
     @classmethod
     def learn(
         cls,
         table: pd.DataFrame,        # covariates of the controls
         covariates: Sequence[str],  # columns to use
+        impute: bool = False,       # let the mean of the controls stand in for missing values, instead of refusing these
     ) -> "Design":                  # their encoding
         "Learn the encoding; raises `CovariateError` for covariates that are incomplete, constant or redundant."
-        _require_complete(table, covariates)
-        design = cls({name: _learn_encoding(table[name]) for name in covariates})
+        (_require_columns if impute else _require_complete)(table, covariates)
+        given = {name: table[name][~_missing(table[name])] for name in covariates}
+        if empty := [name for name, column in given.items() if column.empty]:
+            raise CovariateError(f"The covariate '{empty[0]}' is missing in all {len(table)} scans that the model is fitted on.")
+        encoding = {name: _learn_encoding(column) for name, column in given.items()}
+        means = {name: _encode(given[name], encoding[name]).mean(axis=0).tolist() for name in covariates} if impute else None
+        design = cls(encoding, means)
         for number in range(1, len(covariates) + 1):
-            part = cls({name: design.encoding[name] for name in covariates[:number]})
+            part = cls({name: encoding[name] for name in covariates[:number]}, means)
             if np.linalg.matrix_rank(part.matrix(table)) < len(part.columns):
                 reason = (f"{len(table)} scans are too few for them" if len(table) < len(part.columns) else
                           f"'{covariates[number - 1]}' follows from those before it")
@@ -99,10 +117,19 @@ class Design:
         self,
         table: pd.DataFrame,  # covariates, a row a map
     ) -> np.ndarray:          # float64 (maps, columns)
-        "Encode covariates; raises `CovariateError` for what is missing or was never seen."
-        _require_complete(table, list(self.encoding))
-        columns = [_encode(table[name], encoding) for name, encoding in self.encoding.items()]
-        return np.hstack([np.ones((len(table), 1)), *columns])
+        "Encode covariates; raises `CovariateError` for what was never seen, and for what is missing unless it is imputed."
+        (_require_complete if self.means is None else _require_columns)(table, list(self.encoding))
+        return np.hstack([np.ones((len(table), 1)), *(self._columns_of(table[name]) for name in self.encoding)])
+
+    def _columns_of(self, column: pd.Series) -> np.ndarray:
+        "Columns of the matrix for a covariate, with means where it is missing."
+        given = ~_missing(column)
+        if given.all():
+            return _encode(column, self.encoding[column.name])
+        columns = np.tile(self.means[column.name], (len(column), 1))
+        if given.any():
+            columns[given] = _encode(column[given], self.encoding[column.name])
+        return columns
 
 # %% ../../nbs/15_residuals.ipynb #13f8fe5e
 _BLOCK = 8  # maps in memory at a time
@@ -134,8 +161,9 @@ class ResidualModel:
     def __init__(
         self,
         covariates: Sequence[str],  # columns of the table; without any, the controls' mean map is subtracted
+        impute: bool = False,       # let the mean of the fitted controls stand in for missing values, instead of refusing these
     ):
-        self.covariates = list(covariates)
+        self.covariates, self.impute = list(covariates), impute
 
     def fit(
         self,
@@ -143,7 +171,7 @@ class ResidualModel:
         table: pd.DataFrame,            # their covariates, a row a map
     ) -> "ResidualModel":               # the fitted model itself
         "Fit all voxels; raises `CovariateError` for covariates that are incomplete, constant or redundant."
-        self.design_ = Design.learn(table, self.covariates)
+        self.design_ = Design.learn(table, self.covariates, self.impute)
         inverse = np.linalg.pinv(self.design_.matrix(table))
         coefficients = 0.0
         for rows, block in _blocks(volumes, len(table), "Fitting covariates"):
@@ -185,7 +213,7 @@ class ResidualModel:
 
     def state_dict(self) -> dict[str, Any]:
         "The fitted model as plain tensors, words and numbers."
-        return {"encoding": self.design_.encoding, "coefficients": torch.from_numpy(self.coefficients_)}
+        return {"encoding": self.design_.encoding, "means": self.design_.means, "coefficients": torch.from_numpy(self.coefficients_)}
 
     @classmethod
     def from_state_dict(
@@ -193,7 +221,7 @@ class ResidualModel:
         state: Mapping[str, Any],  # what `state_dict` returned
     ) -> "ResidualModel":          # a fitted model
         "Restore a fitted model."
-        model = cls(list(state["encoding"]))
-        model.design_ = Design(dict(state["encoding"]))
+        model = cls(list(state["encoding"]), impute=state["means"] is not None)
+        model.design_ = Design(dict(state["encoding"]), state["means"])
         model.coefficients_ = state["coefficients"].cpu().numpy()
         return model

@@ -83,6 +83,7 @@ def _grid(name: str, shape: tuple, size: float, origin: tuple, field_of_view: tu
 GRIDS = {grid.name: grid for grid in (
     _grid("cat12_1.5mm", (121, 145, 121), 1.5, (-90, -126, -72), ((10, 110), (13, 133), (5, 105))),
     _grid("clinica_1mm", (169, 208, 179), 1.0, (-84, -119, -78)),
+    _grid("oasis_2mm", (91, 109, 91), 2.0, (-90, -126, -72)),
     _grid("mni_3mm", (61, 73, 61), 3.0, (-90, -126, -72), ((5, 55), (7, 67), (2, 52))),
 )}
 

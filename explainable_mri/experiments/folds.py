@@ -16,9 +16,10 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+import explainable_mri.data.sources  # registers the sources of cohorts
 from .. import __version__
-from ..config import COHORTS, ConfigError, ExperimentConfig, load_config, save_config
-from ..data.cohorts import Cohort
+from ..config import COHORTS, ConfigError, ExperimentConfig, load_config, save_config, suggest
+from ..data.cohorts import Cohort, CohortError
 from ..data.datasets import ScanDataset, build_transforms, labels, load_volumes
 from ..data.residuals import ResidualModel
 from ..data.splits import Split, check_leakage, make_split
@@ -88,8 +89,12 @@ def enter_project(
 def prepare_cohort(
     config: ExperimentConfig,  # the experiment
 ) -> Cohort:                   # the checked table of scans, on the experiment's grid
-    "Read, or simulate, the cohort of an experiment."
-    return COHORTS.build(config.cohort, grid=get_grid(config.grid), groups=config.groups, covariates=config.covariates)
+    "Read, or simulate, the cohort of an experiment; raises `CohortError` for a cohort that is not as it should be."
+    cohort = COHORTS.build(config.cohort, grid=get_grid(config.grid), groups=config.groups, covariates=config.covariates)
+    if absent := [group for group in config.groups if group not in cohort.groups]:
+        raise CohortError(config.cohort.name, [f"There is no scan of group '{group}' among {len(cohort)}. "
+                                               f"{suggest(group, cohort.groups)}" for group in absent])
+    return cohort
 
 
 def split_cohort(
@@ -114,7 +119,8 @@ def class_names(
 def _fit_residuals(config: ExperimentConfig, cohort: Cohort, split: Split, volumes) -> ResidualModel:
     "Fit the residual model on the controls of the training part."
     controls = split.train[cohort.table.group.iloc[split.train].isin(config.negative)]
-    return ResidualModel(config.covariates).fit((volumes[row] for row in controls), cohort.table.iloc[controls])
+    model = ResidualModel(config.covariates, impute=True)  # gaps are there only where the rules of the cohort admit them
+    return model.fit((volumes[row] for row in controls), cohort.table.iloc[controls])
 
 # %% ../../nbs/71_folds.ipynb #6157446c
 def train_fold(

@@ -22,7 +22,7 @@ from .explanations import (
 from .folds import metrics_table, prepare_cohort, training_figures
 from ..files import read_json
 from ..report.documents import KeyFigures, Picture, Prose, Section, Table, write_report
-from ..report.figures import plot_relevance
+from ..report.figures import plot_cohort, plot_relevance
 
 # %% ../../nbs/73_summary.ipynb #3bc1adab
 def trained_folds(
@@ -46,7 +46,7 @@ def explained_folds(
 # %% ../../nbs/73_summary.ipynb #2371830f
 _METRICS = {name: "{:.3f}" for name in ("auc", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")}
 _ALT = {
-    "roc": "ROC curves of the test scans", "confusion": "confusion matrix of the test scans",
+    "cohort": "age, head size, sex and field strength by group", "roc": "ROC curves of the test scans", "confusion": "confusion matrix of the test scans",
     "probabilities": "predicted probabilities of the test scans by group",
     "regions": "bar chart of relevance by region", "concentration": "concentration of relevance by group",
     "hippocampus": "hippocampal relevance against hippocampal volume",
@@ -55,6 +55,16 @@ _ALT = {
 
 def _pictures(figures: dict[str, Figure]) -> list[Picture]:
     return [Picture(figure, _ALT.get(name, name)) for name, figure in figures.items()]
+
+
+def _cohort_section(config: ExperimentConfig) -> Section:
+    "Who was studied: a table with tests, a figure, and what was left out or filled in."
+    cohort = prepare_cohort(config)
+    table = cohort.summary(config.covariates).rename_axis("").reset_index()
+    notes = [Prose("\n\n".join(cohort.notes))] if cohort.notes else []
+    return Section("Cohort", [*notes, Table(
+        table, "The people of the experiment, each with the first scan listed. p tests whether the groups differ; "
+        "a difference in a covariate can be mistaken for the disease."), *_pictures({"cohort": plot_cohort(cohort.table)})])
 
 
 def _prediction_section(config: ExperimentConfig, folders: list[Path]) -> Section:
@@ -143,8 +153,7 @@ def write_experiment_report(
 ) -> Path:                     # `results/NAME/report.html`
     "Write the report of an experiment from what its folder holds; raises `ConfigError` where no fold is trained."
     trained, explained = trained_folds(config), explained_folds(config)
-    summary = prepare_cohort(config).summary().rename_axis("group").reset_index()
-    sections = [Section("Cohort", [Table(summary, "The scans of the experiment.")]), _prediction_section(config, trained)]
+    sections = [_cohort_section(config), _prediction_section(config, trained)]
     scans = read_explanations(explained) if explained else None
     if scans is not None:
         figures = explanation_figures(config, explained)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUP_COLORS', 'relevance_limits', 'plot_relevance', 'group_order', 'group_colors', 'plot_regions', 'plot_history',
-           'plot_roc', 'plot_confusion', 'plot_probabilities', 'plot_concentration', 'plot_correlation']
+           'plot_roc', 'plot_confusion', 'plot_probabilities', 'plot_cohort', 'plot_concentration', 'plot_correlation']
 
 # %% ../../nbs/60_figures.ipynb #933439d1
 from collections.abc import Mapping, Sequence
@@ -261,6 +261,45 @@ def plot_probabilities(
     ax.set_ylim(-0.03, 1.03)
     _label(ax, "", label, title)
     return figure
+
+# %% ../../nbs/60_figures.ipynb #667b0cf1
+_MEASURES = {"age": "age (years)", "tiv": "TIV (ml)"}
+_SHARES = {"sex": "sex", "field_strength": "field strength (T)"}
+
+
+def plot_cohort(
+    table: pd.DataFrame,       # a row a scan; columns subject, group and any of age, tiv, sex, field_strength
+    title: str | None = None,  # title
+) -> Figure:                   # the figure
+    "Draw age, head size, sex and field strength by group; a person counts once, with the first scan listed."
+    people = table.drop_duplicates("subject")
+    names = [name for name in (*_MEASURES, *_SHARES) if name in people and people[name].notna().any()]
+    figure, axes = _charts(_WIDTH, 3.2, max(len(names), 1))
+    for ax, name in zip(axes, names):
+        if name in _MEASURES:
+            order = _strip(ax, people["group"], people[name].to_numpy(float))
+            ax.plot(range(len(order)), people.groupby("group")[name].mean()[order], "_", color="#222222", ms=26, mew=2)
+            ax.set_xticks(range(len(order)), order)
+            _label(ax, "", _MEASURES[name], None)
+        else:
+            _stack_shares(ax, people["group"], people[name])
+            _label(ax, "", _SHARES[name], None)
+    figure.suptitle(title, x=0.02, ha="left", weight="bold", size=11)
+    return figure
+
+
+def _stack_shares(ax: Axes, groups: pd.Series, values: pd.Series) -> None:
+    "Draw the share of each value in each group as stacked bars."
+    order = group_order(groups)
+    shares = pd.crosstab(groups, values, normalize="index").reindex(order)
+    floor = np.zeros(len(order))
+    for value, color in zip(shares.columns, ["#444444", "#999999", "#cccccc", *_OTHER_COLORS]):
+        ax.bar(range(len(order)), shares[value], bottom=floor, width=0.6, color=color, label=f"{value}")
+        floor += shares[value].to_numpy()
+    ax.set_xticks(range(len(order)), order)
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.grid(axis="x", visible=False)
+    ax.legend(frameon=False, ncols=min(len(shares.columns), 3), loc="lower center", bbox_to_anchor=(0.5, 1))
 
 # %% ../../nbs/60_figures.ipynb #faf8e1fd
 def plot_concentration(
