@@ -13,7 +13,7 @@ import click
 
 from . import __version__
 from .config import (
-    COHORTS, EXPLAINERS, LOSSES, NETWORKS, TRANSFORMS, ExperimentConfig, load_config)
+    COHORTS, EXPLAINERS, LOSSES, NETWORKS, SPLITS, TRANSFORMS, ExperimentConfig, load_config)
 
 # %% ../nbs/74_cli.ipynb #e6483736
 class _Commands(click.Group):
@@ -174,6 +174,6 @@ def info_command(config: Path | None, overrides: tuple[str, ...]) -> None:
     import explainable_mri.experiments.summary  # which imports, and so registers, every part
     from explainable_mri.experiments.folds import describe_environment
 
-    registries = {"cohorts": COHORTS, "networks": NETWORKS, "losses": LOSSES, "transforms": TRANSFORMS, "explainers": EXPLAINERS}
+    registries = {"cohorts": COHORTS, "splits": SPLITS, "networks": NETWORKS, "losses": LOSSES, "transforms": TRANSFORMS, "explainers": EXPLAINERS}
     names = {kind: registry.names() for kind, registry in registries.items()}
     click.echo(yaml.safe_dump({**describe_environment(), **names}, sort_keys=False), nl=False)

@@ -22,7 +22,7 @@ from ..config import COHORTS, ConfigError, ExperimentConfig, load_config, save_c
 from ..data.cohorts import Cohort, CohortError
 from ..data.datasets import ScanDataset, build_transforms, labels, load_volumes
 from ..data.residuals import ResidualModel
-from ..data.splits import Split, check_leakage, make_split
+from ..data.splits import Split, check_leakage, choose_fold, make_splits
 from ..data.volumes import get_grid
 from ..files import read_json, replacing, write_json
 from ..report.documents import package_versions
@@ -103,8 +103,7 @@ def split_cohort(
     fold: int = 1,             # fold, counted from 1
 ) -> Split:                    # rows of the training, validation and test part
     "Divide a cohort for a fold, and check that no subject is on both sides."
-    split = make_split(cohort.table, folds=config.split.folds, fold=fold,
-                       validation_fraction=config.split.validation_fraction, seed=config.seed)
+    split = choose_fold(make_splits(cohort.table, config.split, config.seed), fold)
     check_leakage(cohort.table, split)
     return split
 
@@ -204,6 +203,7 @@ def metrics_table(
     results = {folder.name: read_json(folder / "metrics.json") for folder in folders}
     if len(folders) > 1:
         scans = read_predictions(folders)
+        scans = scans.groupby(SCAN, as_index=False).probability.mean()  # scans that several folds tested count once
         results["all folds"] = group_metrics(scans.group, scans.probability, config.negative, config.positive)
     return pd.DataFrame([{"fold": fold, "comparison": comparison.replace("_", " "), **values}
                          for fold, result in results.items() for comparison, values in result.items()])
