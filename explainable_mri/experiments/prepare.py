@@ -33,11 +33,10 @@ from matplotlib.image import imread
 from nilearn import plotting
 from tqdm.auto import tqdm
 
-from ..data.atlases import load_brain_mask, load_t1_template, load_template
 from ..data.dicom import (DicomError, choose_series, convert_series, find_series, is_named_after,
                                         read_field_strength, require, unpack)
-from ..data.preprocess import Preprocessed, PreprocessError, Recipe, preprocess
-from ..data.volumes import Grid, VolumeError, get_grid, load_volume, save_volume, to_image
+from ..data.preprocess import PreprocessError, Recipe, from_ants, load_ants_template, preprocess
+from ..data.volumes import Grid, VolumeError, get_grid, save_volume, to_image
 from ..files import read_json, replacing, write_json
 from ..report.documents import (KeyFigures, Picture, Prose, Section, Table, package_versions,
                                               write_report)
@@ -251,9 +250,9 @@ def add_flags(
         spread = 1.4826 * np.median(np.abs(column - centre))
         for row, value in enumerate(column):
             if not low <= value <= high:
-                flags[row].append(f"{name} {value:.3g} is outside {low:g} to {high:g}")
+                flags[row].append(f"{name} {value:.4g} is outside {low:g} to {high:g}")
             elif len(column) >= 8 and spread > 0 and abs(value - centre) / spread > limit:
-                flags[row].append(f"{name} {value:.3g} is an outlier (median {centre:.3g})")
+                flags[row].append(f"{name} {value:.4g} is an outlier (median {centre:.4g})")
     return table.assign(flags=["; ".join(each) for each in flags])
 
 # %% ../../nbs/70_prepare.ipynb #1c6085ef
@@ -266,21 +265,23 @@ def plot_quality(
 ) -> Figure:                  # the figure
     "Draw what one looks at to judge a prepared scan."
     figure = Figure(figsize=(9, 12), facecolor="black")
-    axes = [figure.add_axes((0, row / 4, 1, 0.245)) for row in (3, 2, 1, 0)]
-    template = to_image(np.array(load_t1_template(grid)), grid)
-    tissue = to_image(np.array(load_template(grid)), grid)
-    mask = to_image(load_brain_mask(grid).astype(np.float32), grid)
-    rows = (("brain found in the head", head, [(brain, "tab:orange")], None),
-            ("brain in MNI space, outlines of the template", to_image(t1, grid),
-             [(mask, "tab:orange"), (tissue, "tab:cyan")], (-26, -18, 4)),
-            ("template, outlines of the scan's grey matter", template, [(to_image(grey_matter, grid), "tab:cyan")],
-             (-26, -18, 4)),
-            ("grey-matter volume", to_image(grey_matter, grid), [], (-26, -18, 4)))
-    for ax, (title, image, outlines, cuts) in zip(axes, rows, strict=True):
+    places = (-26, -18, -14)  # through hippocampus, thalamus and temporal lobes
+    map_ = to_image(grey_matter, grid)
+    template = load_ants_template(grid)
+    mask, white = from_ants(template.brain), from_ants(template.white)
+    rows = (("the brain found in the head", head, None, [(brain, "tab:orange")]),
+            ("in MNI space, with the template's brain and white matter", to_image(t1, grid), places,
+             [(mask, "tab:orange"), (white, "deepskyblue")]),
+            ("the template, with the scan's grey matter", from_ants(template.t1), places,
+             [(map_, "tab:orange")]),
+            ("the map: volume of grey matter", map_, places, []))
+    for bottom, (title, image, cuts, outlines) in zip((0.75, 0.5, 0.25, 0), rows, strict=True):
+        ax = figure.add_axes((0, bottom, 1, 0.225))
+        figure.text(0.012, bottom + 0.23, title, color="white", fontsize=11)
         view = plotting.plot_img(image, cut_coords=cuts, cmap="gray", black_bg=True, colorbar=False, draw_cross=False,
-                                 axes=ax, title=title)
+                                 axes=ax)
         for outline, color in outlines:
-            view.add_contours(outline, levels=[0.5], colors=color, linewidths=0.7)
+            view.add_contours(outline, levels=[0.5], colors=color, linewidths=1)
     return figure
 
 # %% ../../nbs/70_prepare.ipynb #866e04b5
@@ -346,7 +347,7 @@ def prepare_scan(
     save_volume(result.grey_matter, folder / name, grid)
     figure = plot_quality(result.head, result.brain, result.t1, result.grey_matter, grid)
     with replacing(folder / "quality.png") as partial:
-        figure.savefig(partial, dpi=80, facecolor="black")
+        figure.savefig(partial, dpi=100, facecolor="black")
     record = {
         "subject": scan.subject, "session": scan.session, "kind": scan.kind, "map": name, **_settings(grid, recipe),
         "source_sha256": _hash_files(scan.files), "map_sha256": _hash_files([folder / name]),
@@ -495,9 +496,9 @@ def _write_page(folder: Path, record: dict[str, Any], flags: str) -> None:
     numbers = pd.DataFrame({"measure": [_NAMES[name] for name in measures], "value": list(measures.values())})
     times = pd.DataFrame({"step": list(record["seconds"]), "seconds": list(record["seconds"].values())})
     write_report(folder / "quality.html", f"Quality of the scan {folder.name}", [
-        Section("Pictures", [Picture(figure, "Brain in the head, brain in MNI space, template, and grey-matter map, "
-                                     "each in three planes with outlines",
-                                     "Outlines should follow the edges of the brain.", dpi=80)]),
+        Section("Pictures", [Picture(figure, "Brain in the head, brain in MNI space, template, and grey-matter map, each in "
+                                     "three planes with outlines",
+                                     "Outlines should follow the edges of brain and tissues.", dpi=100)]),
         Section("Numbers", [Table(numbers), Table(times, formats={"seconds": "{:.1f}"})]),
         Section("Where it comes from", [Prose("\n\n".join(record["series"])), Prose(
             f"Source SHA-256 {record['source_sha256']}.\n\nSettings and versions stand in provenance.json.")])],
@@ -523,6 +524,10 @@ def prepare(
     scans = find_scans(source, exclude=out)
     participants = _read_participants(source)
     settings = _settings(space, recipe)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PrepareError(f"{out}: cannot be the folder for the results ({error.strerror}).") from None
     _check_settings(out, scans, settings)
     before = _read_before(out / "participants.tsv")
     threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
