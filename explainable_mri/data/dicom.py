@@ -165,8 +165,8 @@ def write_dicom(
     return folder
 
 # %% ../../nbs/10_dicom.ipynb #3f027878
-_TAGS = ("SeriesInstanceUID", "SOPInstanceUID", "StudyInstanceUID", "StudyDate", "PatientID", "PatientName", "PatientAge",
-         "PatientSex", "PatientBirthDate", "Modality", "ImageType", "MRAcquisitionType", "SeriesDescription",
+_TAGS = ("SeriesInstanceUID", "SOPInstanceUID", "StudyInstanceUID", "StudyDate", "PatientID", "PatientName",
+         "PatientAge", "PatientSex", "PatientBirthDate", "Modality", "ImageType", "MRAcquisitionType", "SeriesDescription",
          "ProtocolName", "SequenceName", "SeriesNumber", "RepetitionTime", "EchoTime", "InversionTime",
          "MagneticFieldStrength", "ContrastBolusAgent", "Rows", "NumberOfFrames", "SliceThickness", "InstanceNumber",
          "ImagePositionPatient", "StudyTime", "SpecificCharacterSet")
@@ -208,7 +208,7 @@ def _text(header, *keywords: str) -> str:
     for keyword in keywords:
         try:
             values.append(str(getattr(header, keyword, None) or "").strip())
-        except Exception:  # pydicom decodes an attribute when it is asked for; a damaged one raises errors of many kinds
+        except Exception:  # pydicom decodes when asked; damaged values raise errors of many kinds
             values.append("")
     return " ".join(values).lower()
 
@@ -287,7 +287,8 @@ def _describe(headers: dict) -> Series:
         repetition_time=_number(header, "RepetitionTime"), echo_time=_number(header, "EchoTime"),
         inversion_time=_number(header, "InversionTime"), thickness=_number(header, "SliceThickness"),
         contrast=bool(_text(header, "ContrastBolusAgent")), age=_age(header),
-        sex={"f": "F", "m": "M"}.get(_text(header, "PatientSex")), field_strength=read_field_strength(_number(header, "MagneticFieldStrength")),
+        sex={"f": "F", "m": "M"}.get(_text(header, "PatientSex")),
+        field_strength=read_field_strength(_number(header, "MagneticFieldStrength")),
         patient=_hash(_text(header, "PatientID")), study=_hash(_text(header, "PatientID", "StudyInstanceUID")),
         names=_hash_names(_text(header, "PatientName"), _text(header, "PatientID")),
         order=_text(header, "StudyDate", "StudyTime"))
@@ -301,7 +302,7 @@ def _read_header(path: Path) -> Any:
             bare = file.read(2) in (b"\x02\x00", b"\x08\x00")  # old files begin with an attribute, not a preamble
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=bare)
         return header if "Rows" in header else None
-    except Exception:  # damaged files raise errors of many kinds, and none may stop the search
+    except Exception:  # damaged files raise errors of many kinds
         return None
 
 
@@ -403,8 +404,9 @@ def _why(error: Exception, slices: list) -> str:
     if syntax is not None and getattr(syntax, "is_compressed", False):
         return (f"its pixels are compressed as {syntax.name}, and the files are damaged or need another decoder. "
                 "Decompress them, for example with gdcmconv --raw or dcmdjpeg")
-    return (f"its files are damaged or of an unknown kind ({' '.join([type(error).__name__, code]).strip()}). Copy them "
-            "again, or convert them with another tool such as dcm2niix and prepare the NIfTI file")
+    kind = f"{type(error).__name__} {code}".strip()
+    return (f"its files are damaged or of an unknown kind ({kind}). Copy them again, or convert them with another tool, "
+            "such as dcm2niix, and prepare the NIfTI file")
 
 
 def convert_series(

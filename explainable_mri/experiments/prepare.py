@@ -96,8 +96,8 @@ def _dicom_scans(root: Path, files: list[Path], alone: bool) -> list[Scan]:
     scans = []
     for subject, visits in zip(_name_people(root, people), people.values(), strict=True):
         if any(is_named_after(subject, series) for found in visits for series in found):
-            raise PrepareError(f"{root}: the folder '{subject}' is named after the patient in it, and the results would "
-                               "be too. Rename it to a code.")
+            raise PrepareError(f"{root}: the folder '{subject}' is named after the patient in it, and the results "
+                               "would be too. Rename it to a code.")
         for session, found in enumerate(visits, start=1):
             name = f"{subject}_ses-{session}" if len(visits) > 1 else subject
             files = sorted({path for series in found for path in series.files})
@@ -171,8 +171,8 @@ def _check_geometry(image: nib.Nifti1Image) -> None:
         raise VolumeError("The affine in the header is not invertible. Convert the scan from DICOM again.")
     axes = {name: "".join(nib.aff2axcodes(form)) for name, form in forms.items()}
     if len(set(axes.values())) > 1:
-        raise VolumeError(f"The header contradicts itself: the axes are {axes['sform']} by its sform and {axes['qform']} by "
-                          "its qform. Find out which is right, and correct the other.")
+        raise VolumeError(f"The header contradicts itself: the axes are {axes['sform']} by its sform and {axes['qform']} "
+                          "by its qform. Find out which is right, and correct the other.")
     sizes, said = nib.affines.voxel_sizes(image.affine), np.array(image.header.get_zooms()[:3])
     if not np.allclose(sizes, said, rtol=0.02):
         raise VolumeError(f"The header contradicts itself: voxels of {sizes.round(3)} mm by its sform and of "
@@ -326,10 +326,10 @@ def _check_settings(out: Path, scans: Sequence[Scan], settings: dict[str, Any]) 
         wanted = {"grid": settings["grid"], **settings["recipe"]}
         if differing := [f"{name} {made.get(name)} instead of {wanted[name]}" for name in wanted
                          if made.get(name) != wanted[name]]:
-            raise PrepareError(f"{out} holds maps made with other settings ({'; '.join(differing)}). Choose another folder, "
-                               "or delete this one.")
+            raise PrepareError(f"{out} holds maps made with other settings ({'; '.join(differing)}). Choose another "
+                               "folder, or delete this one.")
 
-
+# %% ../../nbs/70_prepare.ipynb #9ae8148d
 def prepare_scan(
     scan: Scan,                  # a scan from `find_scans`
     folder: str | os.PathLike,   # folder for its results
@@ -438,8 +438,8 @@ def _read_before(path: Path) -> pd.DataFrame:
         return pd.DataFrame({"path": [], "flags": []})
     table = _read_table(path)
     if "path" not in table or table["path"].duplicated().any():
-        raise PrepareError(f"{path}: expected a tab-separated table with a column 'path' without repetitions. Mend it, or "
-                           "move it elsewhere.")
+        raise PrepareError(f"{path}: expected a tab-separated table with a column 'path' without repetitions. Mend "
+                           "it, or move it elsewhere.")
     return table
 
 
@@ -493,16 +493,42 @@ def _write_page(folder: Path, record: dict[str, Any], flags: str) -> None:
                        ("Correlation", f"{measures['correlation']:.2f}", "with the template's grey matter"),
                        ("TIV", f"{measures['tiv']:.0f} ml", "brain and the fluid around it"),
                        ("Grey matter", f"{measures['gm_volume']:.0f} ml", "in the scan's own space")])
-    numbers = pd.DataFrame({"measure": [_NAMES[name] for name in measures], "value": list(measures.values())})
+    numbers = pd.DataFrame([
+        {"measure": _NAMES[name], "value": f"{value:.2f}" if "correlation" in name else f"{value:.0f}",
+         "flagged outside": "{:g} to {:g}".format(*_LIMITS[name]) if name in _LIMITS else ""}
+        for name, value in measures.items()])
     times = pd.DataFrame({"step": list(record["seconds"]), "seconds": list(record["seconds"].values())})
     write_report(folder / "quality.html", f"Quality of the scan {folder.name}", [
-        Section("Pictures", [Picture(figure, "Brain in the head, brain in MNI space, template, and grey-matter map, each in "
-                                     "three planes with outlines",
+        Section("Pictures", [Picture(figure, "Head, brain in MNI space, template and grey-matter map in three planes",
                                      "Outlines should follow the edges of brain and tissues.", dpi=100)]),
         Section("Numbers", [Table(numbers), Table(times, formats={"seconds": "{:.1f}"})]),
         Section("Where it comes from", [Prose("\n\n".join(record["series"])), Prose(
             f"Source SHA-256 {record['source_sha256']}.\n\nSettings and versions stand in provenance.json.")])],
         summary=[keys], versions=record["versions"])
+
+# %% ../../nbs/70_prepare.ipynb #e2ca0204
+def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], made: set[str],
+                   participants: pd.DataFrame | None, before: pd.DataFrame) -> Path:
+    "Write table, quality pages and the list of failures; raises `PrepareError` where every scan failed."
+    errors = pd.DataFrame(sorted(failed.items()), columns=["scan", "error"])
+    with replacing(out / "failed.tsv") as partial:
+        errors.to_csv(partial, sep="\t", index=False)
+    if len(failed) == len(scans):
+        raise PrepareError("\n  ".join([f"All {len(scans)} scans failed.",
+                                        *(f"{name}: {text}" for name, text in failed.items())]))
+    records = {scan.name: read_json(out / scan.name / "provenance.json") for scan in scans if scan.name not in failed}
+    table = _make_table(records, participants)
+    new = {f"{name}/{record['map']}" for name, record in records.items() if name in made}
+    table = _keep_entries(table, before, new)
+    flagged = dict(zip(before["path"], before["flags"].fillna(""), strict=True)) if "flags" in before else {}
+    for (name, record), path, flags in zip(records.items(), table["path"], table["flags"], strict=True):
+        if name in made or flagged.get(path) != flags or not (out / name / "quality.html").is_file():
+            _write_page(out / name, record, flags)
+    with replacing(out / "participants.tsv") as partial:
+        table.to_csv(partial, sep="\t", index=False, na_rep="n/a")
+    if failed:
+        tqdm.write(f"{len(failed)} of {len(scans)} scans failed, see {out / 'failed.tsv'}.")
+    return out / "participants.tsv"
 
 # %% ../../nbs/70_prepare.ipynb #15a43888
 def prepare(
@@ -550,26 +576,3 @@ def prepare(
             pool.shutdown(cancel_futures=True)
             raise
     return _write_results(out, scans, failed, made, participants, before)
-
-
-def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], made: set[str],
-                   participants: pd.DataFrame | None, before: pd.DataFrame) -> Path:
-    "Write table, quality pages and the list of failures; raises `PrepareError` where every scan failed."
-    errors = pd.DataFrame(sorted(failed.items()), columns=["scan", "error"])
-    with replacing(out / "failed.tsv") as partial:
-        errors.to_csv(partial, sep="\t", index=False)
-    if len(failed) == len(scans):
-        raise PrepareError("\n  ".join([f"All {len(scans)} scans failed.",
-                                        *(f"{name}: {text}" for name, text in failed.items())]))
-    records = {scan.name: read_json(out / scan.name / "provenance.json") for scan in scans if scan.name not in failed}
-    table = _make_table(records, participants)
-    table = _keep_entries(table, before, {f"{name}/{record['map']}" for name, record in records.items() if name in made})
-    flagged = dict(zip(before["path"], before["flags"].fillna(""), strict=True)) if "flags" in before else {}
-    for (name, record), path, flags in zip(records.items(), table["path"], table["flags"], strict=True):
-        if name in made or flagged.get(path) != flags or not (out / name / "quality.html").is_file():
-            _write_page(out / name, record, flags)
-    with replacing(out / "participants.tsv") as partial:
-        table.to_csv(partial, sep="\t", index=False, na_rep="n/a")
-    if failed:
-        tqdm.write(f"{len(failed)} of {len(scans)} scans failed, see {out / 'failed.tsv'}.")
-    return out / "participants.tsv"
