@@ -197,7 +197,7 @@ class Series:
     sex: str | None                 # "F" or "M"
     field_strength: float | None    # tesla
     patient: str = field(repr=False)  # hash of the person's number
-    study: str = field(repr=False)    # hash of the examination's number
+    study: str = field(repr=False)    # hash of the person's and the examination's numbers
     names: frozenset[str] = field(repr=False)  # hashes of the person's names, to notice folders named after them
     order: str = field(repr=False)    # date and time of the examination, to number visits; never written
 
@@ -251,7 +251,7 @@ def read_field_strength(
 # %% ../../nbs/10_dicom.ipynb #dd030148
 def _hash(value: str) -> str:
     "A code that stands for an identifier."
-    return hashlib.sha256(value.encode()).hexdigest()[:16]
+    return hashlib.sha256(value.encode(errors="replace")).hexdigest()[:16]
 
 
 _NO_NAMES = {"anonymous", "anonymized", "anonymised", "anon", "deidentified", "removed", "unknown", "none", "patient",
