@@ -520,7 +520,7 @@ def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], mad
     table = _make_table(records, participants)
     new = {f"{name}/{record['map']}" for name, record in records.items() if name in made}
     table = _keep_entries(table, before, new)
-    flagged = dict(zip(before["path"], before["flags"].fillna(""), strict=True)) if "flags" in before else {}
+    flagged = dict(zip(before["path"], before["flags"].astype(object).fillna(""), strict=True)) if "flags" in before else {}
     for (name, record), path, flags in zip(records.items(), table["path"], table["flags"], strict=True):
         if name in made or flagged.get(path) != flags or not (out / name / "quality.html").is_file():
             _write_page(out / name, record, flags)
