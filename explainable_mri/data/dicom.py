@@ -9,6 +9,7 @@ __all__ = ['DicomError', 'require', 'RawScan', 'simulate_raw_scan', 'write_dicom
 # %% ../../nbs/10_dicom.ipynb #bbb5b63f
 import hashlib
 import importlib
+import logging
 import math
 import os
 import re
@@ -414,6 +415,7 @@ def convert_series(
 ) -> nib.Nifti1Image:     # 3D image, axes in RAS+, nothing in its header but the geometry
     "Turn a DICOM series into an image; raises `DicomError` where slices are missing or damaged."
     pydicom, convert = require("pydicom"), require("dicom2nifti.convert_dicom")
+    logging.getLogger("dicom2nifti").setLevel(logging.CRITICAL)  # it logs what it also raises
     slices: list = []
     try:
         with warnings.catch_warnings():
