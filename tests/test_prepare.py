@@ -1,7 +1,14 @@
 """Raw scans of known anatomy become maps that agree with the truth, in any format, and a study survives accidents."""
 import gzip
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -11,15 +18,20 @@ import pytest
 
 from explainable_mri.data.atlases import load_brain_mask, load_template
 from explainable_mri.data.cohorts import read_cohort
-from explainable_mri.data.dicom import DicomError, simulate_raw_scan, unpack, write_dicom
-from explainable_mri.data.volumes import get_grid, load_volume
+from explainable_mri.data.dicom import (DicomError, choose_series, convert_series, find_series, simulate_raw_scan,
+                                        unpack, write_dicom)
+from explainable_mri.data.volumes import VolumeError, get_grid, load_volume
 from explainable_mri.experiments import prepare as module
-from explainable_mri.experiments.prepare import PrepareError, prepare
+from explainable_mri.experiments.prepare import PrepareError, find_scans, prepare, read_scan
 
 GRID = get_grid("mni_3mm")
 LESION = (-40, -30, 20, 14)
 PERSON = {"PatientName": "Lovelace^Augusta", "PatientID": "SECRET-1815", "PatientBirthDate": "18151210",
-          "InstitutionName": "Analytical Hospital", "StudyInstanceUID": "1.2.3.4", "StudyDate": "18521127"}
+          "InstitutionName": "Analytical Hospital", "StudyInstanceUID": "1.2.3.4.1852", "StudyDate": "18521127",
+          "PatientAddress": "12 St James's Square", "ReferringPhysicianName": "Babbage^Charles",
+          "PatientComments": "Countess", "AccessionNumber": "ENGINE-7"}
+BLOCK = nib.Nifti1Image(np.random.default_rng(0).integers(0, 1000, (40, 30, 28)).astype(np.int16),
+                        nib.affines.from_matvec(np.diag([4, 4.5, 5.0]), (-80, -70, -60)))  # quick to write and read
 
 
 @pytest.fixture(scope="session")
@@ -63,15 +75,25 @@ def test_both_ways_agree(study):
     assert np.corrcoef(dicom, nifti)[0, 1] > 0.98
 
 
+def lesion_shares(grey: np.ndarray) -> list[float]:
+    "Grey matter where the lesion is on the left, and at its mirror image, relative to what is expected there."
+    places = nib.affines.apply_affine(GRID.cropped_affine, np.moveaxis(np.indices(GRID.cropped_shape), 0, -1))
+    balls = [np.linalg.norm(places - np.array(LESION[:3]) * [side, 1, 1], axis=-1) < 10 for side in (1, -1)]
+    relative = grey / grey.sum() * load_template(GRID).sum()  # the map holds volumes, and heads differ in size
+    return [float(relative[ball].sum() / load_template(GRID)[ball].sum()) for ball in balls]
+
+
 @pytest.mark.parametrize("name", ["zipped", "turned"])
 def test_left_stays_left(study, name):
-    places = nib.affines.apply_affine(GRID.cropped_affine, np.moveaxis(np.indices(GRID.cropped_shape), 0, -1))
-    shares = []
-    for side in (1, -1):
-        ball = np.linalg.norm(places - np.array(LESION[:3]) * [side, 1, 1], axis=-1) < 10
-        shares.append(read_map(study[1], name)[ball].sum() / load_template(GRID)[ball].sum())
-    left, right = shares
+    left, right = lesion_shares(read_map(study[1], name))
     assert left < 0.5 < 0.7 < right
+
+
+def test_mirrored_map_would_not_pass(study):
+    grey, brain = read_map(study[1], "turned"), load_brain_mask(GRID)
+    assert np.corrcoef(grey[brain], grey[::-1][brain])[0, 1] < 0.95
+    left, right = lesion_shares(grey[::-1])
+    assert left > 0.7 and right < 0.5
 
 
 def test_table_is_a_cohort(study):
@@ -95,11 +117,15 @@ def test_failed_scan_is_reported_and_pages_are_self_contained(study):
 
 
 def test_nothing_identifies_the_person(study):
-    for path in (each for each in study[1].rglob("*") if each.is_file()):
-        content = path.read_bytes()
+    private = [word for value in PERSON.values() for word in {value, *value.split("^")}]
+    for path in study[1].rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
         content = gzip.decompress(content)[:352] if path.suffix == ".gz" else content
-        for private in PERSON.values():
-            assert private.encode() not in content, path
+        for word in private:
+            assert word.encode() not in content and word not in path.name, path
+    header = nib.load(study[1] / "zipped" / "mwp1zipped.nii.gz").header
+    assert not header.extensions and not any(bytes(header[name]).strip(b"\0") for name in
+                                             ("descrip", "aux_file", "db_name", "intent_name"))
 
 
 def test_rerun_makes_only_what_is_missing(study, monkeypatch):
@@ -123,10 +149,183 @@ def test_rerun_makes_only_what_is_missing(study, monkeypatch):
     assert started[1:] == ["bare", "broken"]
 
 
+def test_what_was_filled_in_stays(study, tmp_path):
+    source, out = study[0], tmp_path / "prepared"
+    shutil.copytree(study[1], out)
+    table = pd.read_csv(out / "participants.tsv", sep="\t").set_index("subject", drop=False)
+    table.loc["bare", ["group", "age", "mmse"]] = ["CN", 71, 29]
+    table.to_csv(out / "participants.tsv", sep="\t", index=False)
+    prepare(source, out, grid=GRID.name)
+    again = pd.read_csv(out / "participants.tsv", sep="\t").set_index("subject")
+    assert again.loc["bare", ["group", "age", "mmse"]].tolist() == ["CN", 71, 29]
+    assert again.loc["zipped", "age"] == 73 and pd.isna(again.loc["zipped", "group"])
+    with pytest.raises(PrepareError, match=r"other settings \(grid mni_3mm instead of cat12_1.5mm; smooth None instead of 8"):
+        prepare(source, out, smooth=8.0)
+    table.to_csv(out / "participants.tsv", index=False)  # commas, as a spreadsheet may save it
+    with pytest.raises(PrepareError, match="tab-separated"):
+        prepare(source, out, grid=GRID.name)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in Linux's /proc")
+def test_killed_run_leaves_no_process_and_no_files(study, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    command = f"from {module.__name__} import prepare; prepare({str(study[0])!r}, {str(tmp_path / 'out')!r}, '{GRID.name}')"
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", command], env=environment, stderr=subprocess.DEVNULL)
+
+    def children() -> list[str]:
+        return [number for path in Path(f"/proc/{parent.pid}/task").glob("*/children") for number in path.read_text().split()]
+
+    def wait_for(condition: Callable) -> None:
+        end = time.monotonic() + 100
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+    try:
+        wait_for(children)
+        child = Path("/proc", children()[0])
+        wait_for(lambda: "ants" in (child / "maps").read_text())  # the work has begun
+    finally:
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+    wait_for(lambda: not child.exists() or (child / "stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    assert not [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
+    assert not [path for path in tmp_path.joinpath("out").rglob("*") if ".partial" in str(path)]
+
+
 def test_crash_is_reported(study, monkeypatch, tmp_path):
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
     with pytest.raises(PrepareError, match="ended with code 1"):
         prepare(study[0] / "bare.nii.gz", tmp_path, grid=GRID.name)
+
+
+def read_dicom(folder: Path) -> nib.Nifti1Image:
+    return convert_series(choose_series(find_series(folder))[0])
+
+
+def edit(folder: Path, change: Callable, which: slice = slice(None)) -> None:
+    "Change the header of some files of a series."
+    import pydicom
+    for number, path in enumerate(sorted(folder.iterdir())[which]):
+        header = pydicom.dcmread(path)
+        change(header, number)
+        header.save_as(path)
+
+
+def strip_preamble(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[132:])
+
+
+def copy_slices(folder: Path) -> None:
+    for path in sorted(folder.iterdir())[:5]:
+        shutil.copy(path, folder / f"copy_{path.name}")
+
+
+def damage_header(folder: Path) -> None:
+    first = sorted(folder.iterdir())[0]
+    first.with_name("DICOMDIR").write_bytes(first.read_bytes()[:300])
+    content = bytearray(first.read_bytes())
+    at = content.index(b"CS\x02\x00MR")
+    content[at:at + 2] = b"ZZ"  # no such value representation
+    first.with_name("damaged.dcm").write_bytes(content)
+
+
+HARMLESS = {
+    "without file endings": lambda folder: [path.rename(path.with_suffix("")) for path in list(folder.iterdir())],
+    "without preamble": strip_preamble,
+    "some slices twice": copy_slices,
+    "beside damaged files": damage_header,
+    "empty SOPInstanceUID": lambda folder: edit(folder, lambda header, _: setattr(header, "SOPInstanceUID", "")),
+    "the same SOPInstanceUID everywhere": lambda folder: edit(folder, lambda each, _: setattr(each, "SOPInstanceUID", "1.2")),
+    "no SeriesInstanceUID": lambda folder: edit(folder, lambda header, _: delattr(header, "SeriesInstanceUID")),
+    "no InstanceNumber": lambda folder: edit(folder, lambda header, _: delattr(header, "InstanceNumber")),
+    "shuffled InstanceNumber": lambda folder: edit(folder, lambda each, i: setattr(each, "InstanceNumber", 1 + 7 * i % 40))}
+
+
+@pytest.mark.parametrize("damage", HARMLESS.values(), ids=HARMLESS)
+def test_untidy_dicom_is_read(tmp_path, damage):
+    pytest.importorskip("dicom2nifti", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    damage(write_dicom(BLOCK, tmp_path / "exam"))
+    image = read_dicom(tmp_path / "exam")
+    np.testing.assert_array_equal(np.asarray(image.dataobj), np.asarray(BLOCK.dataobj))
+    np.testing.assert_allclose(image.affine, BLOCK.affine, atol=1e-4)
+
+
+def compress_unreadably(header, _) -> None:
+    import pydicom
+    header.file_meta.TransferSyntaxUID = pydicom.uid.HTJ2KLossless
+    header.PixelData = pydicom.encaps.encapsulate([b"\0" * 100])
+
+
+HARMFUL = {
+    "slices are missing": lambda folder: sorted(folder.iterdir())[20].unlink(),
+    "compressed as High-Throughput JPEG 2000": lambda folder: edit(folder, compress_unreadably),
+    "differ in PixelSpacing": lambda folder: edit(folder, lambda each, _: setattr(each, "PixelSpacing", [9, 9]), slice(3, 4)),
+    "differ in Rows": lambda folder: edit(folder, lambda each, _: setattr(each, "Rows", 20), slice(3, 4)),
+    "more than one examination": lambda folder: write_dicom(BLOCK, folder, SeriesNumber=2, PatientID="another"),
+    "damaged or of an unknown kind": lambda folder: edit(folder, lambda each, _: delattr(each, "PixelData"))}
+
+
+@pytest.mark.parametrize(("message", "damage"), HARMFUL.items(), ids=HARMFUL)
+def test_unusable_dicom_is_refused_without_a_word_about_the_person(tmp_path, message, damage):
+    pytest.importorskip("dicom2nifti", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    damage(write_dicom(BLOCK, tmp_path / "exam", **PERSON))
+    with pytest.raises(DicomError, match=message) as caught:
+        read_dicom(tmp_path / "exam")
+    assert not any(value in str(caught.value) for value in PERSON.values())
+
+
+def mirror_qform(image: nib.Nifti1Image) -> None:
+    image.set_qform(np.diag([-1, 1, 1, 1]) @ BLOCK.affine, 1)
+
+
+def stretch(image: nib.Nifti1Image) -> None:
+    image.set_sform(np.diag([1.2, 1, 1, 1]) @ BLOCK.affine, 4)
+    image.header["pixdim"][1] = 4
+
+
+@pytest.mark.parametrize(("message", "change"), {
+    "left and right cannot be told apart": lambda image: (image.set_sform(None, 0), image.set_qform(None, 0)),
+    "RAS by its sform and LAS by its qform": mirror_qform,
+    "by its sform and of": stretch,
+    "are in micron": lambda image: image.header.set_xyzt_units("micron")}.items())
+def test_nifti_of_uncertain_geometry_is_refused(tmp_path, message, change):
+    image = nib.Nifti1Image(np.asarray(BLOCK.dataobj), BLOCK.affine)
+    image.set_qform(BLOCK.affine, 1)
+    change(image)
+    nib.save(image, tmp_path / "scan.nii")
+    with pytest.raises(VolumeError, match=message):
+        read_scan(find_scans(tmp_path)[0])
+
+
+def test_people_are_told_apart(tmp_path):
+    pytest.importorskip("pydicom", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    slab = BLOCK.slicer[:3]
+    for number in (1, 2):  # one study number for all, as some anonymizers write it
+        write_dicom(slab, tmp_path / "DICOM" / f"PA{number}" / "SE1", PatientID=f"p{number}", StudyInstanceUID="1.2")
+        write_dicom(slab, tmp_path / "flat", PatientID=f"p{number}", SeriesNumber=number)
+        (tmp_path / f"Größe {number}").mkdir()
+        nib.save(slab, tmp_path / f"Größe {number}" / "t1.nii.gz")
+        (tmp_path / f"Größe {number}" / "._t1.nii.gz").write_bytes(b"a resource fork of macOS")
+    assert [(scan.name, scan.subject) for scan in find_scans(tmp_path)] == [
+        *[(f"DICOM_PA{number}", f"DICOM_PA{number}") for number in (1, 2)],
+        *[(f"Größe_{number}_t1", f"Größe_{number}") for number in (1, 2)],
+        *[(f"flat-{number}", f"flat-{number}") for number in (1, 2)]]
+    write_dicom(slab, tmp_path / "Lovelace" / "t1", **PERSON)
+    with pytest.raises(PrepareError, match="'Lovelace' is named after the patient"):
+        find_scans(tmp_path)
+    with pytest.raises(PrepareError, match="lie in the folder for the results"):
+        find_scans(tmp_path, exclude=tmp_path)
+
+
+def test_derivatives_of_bids_are_no_raw_scans(tmp_path):
+    for name in ("sub-1/ses-2/anat/sub-1_ses-2_T1w", "sub-1/anat/sub-1_FLAIR", "derivatives/x/sub-1_desc-preproc_T1w",
+                 "sourcedata/sub-1_T1w"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        nib.save(BLOCK, tmp_path / f"{name}.nii.gz")
+    assert [(scan.subject, scan.session) for scan in find_scans(tmp_path)] == [("sub-1", "2")]
 
 
 def test_unpack_keeps_inside_and_within_bounds(tmp_path):
@@ -142,3 +341,15 @@ def test_unpack_keeps_inside_and_within_bounds(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.zip", "inside"]
     with pytest.raises(DicomError, match="more than"):
         unpack(archive, folder, limit=10**5)
+    with pytest.raises(DicomError, match="more than the 1 allowed"):
+        unpack(archive, folder, most=1)
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("Lovelace/inner.zip", b"x")
+    with pytest.raises(DicomError, match="holds other zip files"):
+        unpack(archive, folder)
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("Lovelace/1.dcm", b"sound" * 10)
+    archive.write_bytes(archive.read_bytes().replace(b"sound", b"wrong", 1))
+    with pytest.raises(DicomError, match="damaged") as caught:
+        unpack(archive, folder)
+    assert "Lovelace" not in str(caught.value)

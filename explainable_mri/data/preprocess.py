@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import nibabel as nib
@@ -33,7 +33,7 @@ class Recipe:
 
     smooth: float | None = None                    # full width at half maximum of the final smoothing, in mm
     bias_iterations: tuple[int, ...] = (25, 25, 25)     # N4, from coarse to fine
-    affine_iterations: tuple[int, ...] = (500, 250, 20) # most iterations of the affine registration, coarse to fine
+    affine_iterations: tuple[int, ...] = (100, 50, 10)  # most iterations of the affine registration, coarse to fine
     place_iterations: tuple[int, ...] = (20, 10, 0)     # SyN of the head, coarse to fine
     syn_iterations: tuple[int, ...] = (40, 20, 5)       # SyN of the brain, coarse to fine
     prior_weight: float = 0.25                     # weight of the template's tissue maps in Atropos
@@ -80,10 +80,11 @@ class Template:
     white: Any    # share of white matter
 
 
+@lru_cache
 def load_ants_template(
     grid: Grid,   # the grid of the maps to make
 ) -> Template:    # the template on the grid
-    "Load the template and its tissue maps for ANTs."
+    "Load the template and its tissue maps for ANTs; cached, since it takes seconds."
     grid = replace(grid, field_of_view=tuple(slice(0, size) for size in grid.shape))
     brain = load_brain_mask(grid)
     grey, white = load_template(grid) * brain, load_white_matter_template(grid) * brain
@@ -300,13 +301,13 @@ def preprocess(
     grey, t1 = (np.ascontiguousarray(grid.crop(part), np.float32) for part in (grey, t1))
     volumes = dict(zip(("csf_volume", "gm_volume", "wm_volume"), (float(part.sum()) * millilitres for part in tissues)))
     measures = {"tiv": float(brain.sum()) * millilitres, **volumes,
-                "correlation": _correlation(grey, load_template(grid), grid),
-                "t1_correlation": _correlation(t1, load_t1_template(grid), grid)}
+                "correlation": _correlation(grey, template.grey, template, grid),
+                "t1_correlation": _correlation(t1, template.t1, template, grid)}
     measures = {name: round(value, 4) for name, value in measures.items()}
     return Preprocessed(grey, t1, from_ants(head), from_ants(brain), measures, clock.seconds)
 
 
-def _correlation(first: np.ndarray, second: np.ndarray, grid: Grid) -> float:
-    "Pearson correlation of two maps within the template's brain."
-    brain = load_brain_mask(grid)
-    return float(np.corrcoef(first[brain], second[brain])[0, 1])
+def _correlation(array: np.ndarray, part: Any, template: Template, grid: Grid) -> float:
+    "Pearson correlation of a map with a part of the template, within the template's brain."
+    brain = grid.crop(template.brain.numpy()) > 0
+    return float(np.corrcoef(array[brain], grid.crop(part.numpy())[brain])[0, 1])

@@ -10,10 +10,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -29,10 +33,10 @@ from matplotlib.image import imread
 from nilearn import plotting
 from tqdm.auto import tqdm
 
-from ..data.atlases import load_brain_mask, load_t1_template, load_template
-from ..data.dicom import DicomError, choose_series, convert_series, find_series, require, unpack
-from ..data.preprocess import Preprocessed, PreprocessError, Recipe, preprocess
-from ..data.volumes import Grid, VolumeError, get_grid, load_volume, save_volume, to_image
+from ..data.dicom import (DicomError, choose_series, convert_series, find_series, is_named_after,
+                                        read_field_strength, require, unpack)
+from ..data.preprocess import PreprocessError, Recipe, from_ants, load_ants_template, preprocess
+from ..data.volumes import Grid, VolumeError, get_grid, save_volume, to_image
 from ..files import read_json, replacing, write_json
 from ..report.documents import (KeyFigures, Picture, Prose, Section, Table, package_versions,
                                               write_report)
@@ -54,8 +58,8 @@ class Scan:
 
 
 def _clean(text: str) -> str:
-    "A name that is safe as a file name everywhere."
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._") or "scan"
+    "A name without spaces and signs; letters of all languages stay."
+    return re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text)).strip("._") or "scan"
 
 
 def _stem(path: Path) -> str:
@@ -68,10 +72,12 @@ def _file_scans(root: Path, files: list[Path], kind: str) -> list[Scan]:
     stems = [_stem(path) for path in files]
     scans = []
     for path, stem in zip(files, stems, strict=True):
-        if stems.count(stem) > 1:
-            stem = "_".join([*path.relative_to(root).parent.parts, stem])
+        subject = stem
+        if stems.count(stem) > 1 and path.parent != root:  # P01/t1.nii.gz, P02/t1.nii.gz: the folders are the people
+            subject = "_".join(path.relative_to(root).parent.parts)
+            stem = f"{subject}_{stem}"
         parts = dict(re.findall(r"(?:^|_)(sub|ses)-([A-Za-z0-9]+)", stem))
-        subject = f"sub-{parts['sub']}" if "sub" in parts else _clean(stem)
+        subject = f"sub-{parts['sub']}" if "sub" in parts else _clean(subject)
         scans.append(Scan(_clean(stem), subject, parts.get("ses", "1"), kind, (path,)))
     return scans
 
@@ -87,17 +93,35 @@ def _dicom_scans(root: Path, files: list[Path], alone: bool) -> list[Scan]:
                 if path.parent != root}
         folder = tops.pop() if len(tops) == 1 and not (alone and len(studies) == 1) else ""
         people.setdefault((folder, found[0].patient), []).append(found)
-    folders = [folder for folder, _ in people]
     scans = []
-    for position, ((folder, _), visits) in enumerate(people.items()):
-        subject = _clean(folder or root.name)
-        if folders.count(folder) > 1:
-            subject += f"-{folders[:position + 1].count(folder)}"
+    for subject, visits in zip(_name_people(root, people), people.values(), strict=True):
+        if any(is_named_after(subject, series) for found in visits for series in found):
+            raise PrepareError(f"{root}: the folder '{subject}' is named after the patient in it, and the results "
+                               "would be too. Rename it to a code.")
         for session, found in enumerate(visits, start=1):
             name = f"{subject}_ses-{session}" if len(visits) > 1 else subject
             files = sorted({path for series in found for path in series.files})
             scans.append(Scan(name, subject, str(session), "dicom", tuple(files)))
     return scans
+
+
+def _name_people(root: Path, people: dict[tuple[str, str], list]) -> list[str]:
+    "A name for each person by their folders, as deep as it takes to tell people apart, or else by number."
+    paths = []
+    for (folder, _), visits in people.items():
+        files = [path for found in visits for series in found for path in series.files]
+        common = Path(os.path.commonpath([path.parent for path in files])).relative_to(root).parts
+        paths.append(common if folder else (root.name,))
+    names = []
+    for path in paths:
+        rivals = [other for other in paths if other[0] == path[0]]
+        depths = (depth for depth in range(1, len(path) + 1)
+                  if sum(other[:depth] == path[:depth] for other in rivals) == 1)
+        if depth := next(depths, None):
+            names.append(_clean("_".join(path[:depth])))
+        else:
+            names.append(f"{_clean(path[0])}-{1 + sum(name.startswith(f'{_clean(path[0])}-') for name in names)}")
+    return names
 
 
 def find_scans(
@@ -110,11 +134,17 @@ def find_scans(
         raise PrepareError(f"{source}: there is no such file or folder.")
     root = source if source.is_dir() else source.parent
     files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    files = [path for path in files if not path.name.startswith(".")]
     if exclude is not None:
-        files = [path for path in files if not path.is_relative_to(Path(exclude).resolve())]
+        results = Path(exclude).resolve()
+        if source.is_relative_to(results):
+            raise PrepareError(f"{results}: the scans lie in the folder for the results. Choose another, such as "
+                               f"{results / 'prepared'}.")
+        files = [path for path in files if not path.is_relative_to(results)]
     volumes = [path for path in files if path.name.lower().endswith((".nii", ".nii.gz"))]
     if named := [path for path in volumes if _stem(path).endswith("_T1w")]:
-        volumes = named
+        volumes = [path for path in named if not {"derivatives", "sourcedata"} & {*path.relative_to(root).parts[:-1]}]
+        files = [path for path in files if "sourcedata" not in path.relative_to(root).parts[:-1]]
     archives = [path for path in files if path.suffix.lower() == ".zip"]
     tables = {".nii", ".gz", ".zip", ".json", ".tsv", ".csv", ".txt"}
     scans = [*_file_scans(root, volumes, "nifti"), *_file_scans(root, archives, "zip"),
@@ -128,6 +158,66 @@ def find_scans(
     return sorted(scans, key=lambda scan: scan.name)
 
 # %% ../../nbs/70_prepare.ipynb #809ac198
+def _check_geometry(image: nib.Nifti1Image) -> None:
+    "Raise `VolumeError` unless a header says for sure how a scan lies in space and how large it is."
+    if len(image.shape) < 3 or image.shape[3:] not in ((), (1,)):
+        raise VolumeError(f"Expected one 3D volume, found shape {image.shape}. Save the volume to use as a 3D file.")
+    forms = {name: form for name, (form, code) in {"sform": image.get_sform(coded=True),
+                                                   "qform": image.get_qform(coded=True)}.items() if code}
+    if not forms:
+        raise VolumeError("The header does not say how the scan lies in space (sform and qform have code 0), so left "
+                          "and right cannot be told apart. Convert it from DICOM again.")
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-6:
+        raise VolumeError("The affine in the header is not invertible. Convert the scan from DICOM again.")
+    axes = {name: "".join(nib.aff2axcodes(form)) for name, form in forms.items()}
+    if len(set(axes.values())) > 1:
+        raise VolumeError(f"The header contradicts itself: the axes are {axes['sform']} by its sform and {axes['qform']} "
+                          "by its qform. Find out which is right, and correct the other.")
+    sizes, said = nib.affines.voxel_sizes(image.affine), np.array(image.header.get_zooms()[:3])
+    if not np.allclose(sizes, said, rtol=0.02):
+        raise VolumeError(f"The header contradicts itself: voxels of {sizes.round(3)} mm by its sform and of "
+                          f"{said.round(3)} mm by its pixdim. Use the scan before it was registered to a template.")
+    if (unit := image.header.get_xyzt_units()[0]) not in ("mm", "unknown"):
+        raise VolumeError(f"Lengths in the header are in {unit}; expected mm. Convert the scan from DICOM again.")
+
+
+def _read_image(path: Path) -> nib.Nifti1Image:
+    "Read a NIfTI file; raises `VolumeError` for one that is damaged or no scan."
+    try:
+        image = nib.load(path)
+        if not isinstance(image, nib.Nifti1Image):
+            raise VolumeError(f"Expected a NIfTI file, found {type(image).__name__}.")
+        _check_geometry(image)
+        voxels = np.asarray(image.dataobj)
+    except VolumeError:
+        raise
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise VolumeError(f"The file is not a readable NIfTI file ({type(error).__name__}).") from None
+    if voxels.dtype.kind not in "iuf":
+        raise VolumeError(f"Expected brightness in each voxel, found {voxels.dtype}, as in coloured or complex images.")
+    return nib.Nifti1Image(voxels, image.affine)
+
+# %% ../../nbs/70_prepare.ipynb #dca44448
+def _read_nifti(path: Path) -> tuple[nib.Nifti1Image, dict, list]:
+    "Read a NIfTI file, and the field strength from the BIDS file beside it."
+    sidecar = path.with_name(_stem(path) + ".json")
+    try:
+        noted = read_json(sidecar) if sidecar.is_file() else {}
+    except ValueError as error:
+        raise VolumeError(str(error)) from None
+    tesla = read_field_strength(noted.get("MagneticFieldStrength")) if isinstance(noted, dict) else None
+    return _read_image(path), {"age": None, "sex": None, "field_strength": tesla}, ["NIfTI file, taken as it is"]
+
+
+def _read_dicom(files: list[Path], name: str) -> tuple[nib.Nifti1Image, dict, list]:
+    "Read the T1-weighted series of an examination that is to have a name."
+    series, report = choose_series(find_series(files))
+    if is_named_after(name, series):
+        raise DicomError("The file is named after the patient in it. Rename it to a code.")
+    covariates = {"age": series.age, "sex": series.sex, "field_strength": series.field_strength}
+    return convert_series(series), covariates, report
+
+
 def read_scan(
     scan: Scan,                           # a scan from `find_scans`
 ) -> tuple[nib.Nifti1Image, dict, list]:  # image; age, sex, field_strength (None where unknown); report of the choice
@@ -135,32 +225,13 @@ def read_scan(
     if scan.kind == "nifti":
         return _read_nifti(scan.files[0])
     if scan.kind == "dicom":
-        return _read_dicom(list(scan.files))
+        return _read_dicom(list(scan.files), scan.name)
     with tempfile.TemporaryDirectory() as folder:
         files = unpack(scan.files[0], folder)
         volumes = [path for path in files if path.name.endswith((".nii", ".nii.gz"))]
         if len(volumes) > 1:
             raise DicomError(f"The zip file holds {len(volumes)} NIfTI files. Put each into a file of its own.")
-        return _read_nifti(volumes[0]) if volumes else _read_dicom(files)
-
-
-def _read_dicom(files: list[Path]) -> tuple[nib.Nifti1Image, dict, list]:
-    "Read the T1-weighted series of an examination."
-    series, report = choose_series(find_series(files))
-    covariates = {"age": series.age, "sex": series.sex, "field_strength": series.field_strength}
-    return convert_series(series), covariates, report
-
-
-def _read_nifti(path: Path) -> tuple[nib.Nifti1Image, dict, list]:
-    "Read a NIfTI file, and the field strength from the BIDS file beside it."
-    try:
-        image = nib.load(path)
-        image = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
-    except Exception as error:
-        raise VolumeError(f"The file is not a readable NIfTI file ({type(error).__name__}).") from None
-    sidecar = path.with_name(_stem(path) + ".json")
-    tesla = read_json(sidecar).get("MagneticFieldStrength") if sidecar.is_file() else None
-    return image, {"age": None, "sex": None, "field_strength": tesla}, ["NIfTI file, taken as it is"]
+        return _read_nifti(volumes[0]) if volumes else _read_dicom(files, scan.name)
 
 # %% ../../nbs/70_prepare.ipynb #1f2f7472
 _LIMITS = {"correlation": (0.7, 1.0), "t1_correlation": (0.6, 1.0), "tiv": (900.0, 2400.0), "gm_share": (0.25, 0.65)}
@@ -179,9 +250,9 @@ def add_flags(
         spread = 1.4826 * np.median(np.abs(column - centre))
         for row, value in enumerate(column):
             if not low <= value <= high:
-                flags[row].append(f"{name} {value:.3g} is outside {low:g} to {high:g}")
+                flags[row].append(f"{name} {value:.4g} is outside {low:g} to {high:g}")
             elif len(column) >= 8 and spread > 0 and abs(value - centre) / spread > limit:
-                flags[row].append(f"{name} {value:.3g} is an outlier (median {centre:.3g})")
+                flags[row].append(f"{name} {value:.4g} is an outlier (median {centre:.4g})")
     return table.assign(flags=["; ".join(each) for each in flags])
 
 # %% ../../nbs/70_prepare.ipynb #1c6085ef
@@ -194,21 +265,23 @@ def plot_quality(
 ) -> Figure:                  # the figure
     "Draw what one looks at to judge a prepared scan."
     figure = Figure(figsize=(9, 12), facecolor="black")
-    axes = [figure.add_axes((0, row / 4, 1, 0.245)) for row in (3, 2, 1, 0)]
-    template = to_image(np.array(load_t1_template(grid)), grid)
-    tissue = to_image(np.array(load_template(grid)), grid)
-    mask = to_image(load_brain_mask(grid).astype(np.float32), grid)
-    rows = (("brain found in the head", head, [(brain, "tab:orange")], None),
-            ("brain in MNI space, outlines of the template", to_image(t1, grid),
-             [(mask, "tab:orange"), (tissue, "tab:cyan")], (-26, -18, 4)),
-            ("template, outlines of the scan's grey matter", template, [(to_image(grey_matter, grid), "tab:cyan")],
-             (-26, -18, 4)),
-            ("grey-matter volume", to_image(grey_matter, grid), [], (-26, -18, 4)))
-    for ax, (title, image, outlines, cuts) in zip(axes, rows, strict=True):
+    places = (-26, -18, -14)  # through hippocampus, thalamus and temporal lobes
+    map_ = to_image(grey_matter, grid)
+    template = load_ants_template(grid)
+    mask, white = from_ants(template.brain), from_ants(template.white)
+    rows = (("the brain found in the head", head, None, [(brain, "tab:orange")]),
+            ("in MNI space, with the template's brain and white matter", to_image(t1, grid), places,
+             [(mask, "tab:orange"), (white, "deepskyblue")]),
+            ("the template, with the scan's grey matter", from_ants(template.t1), places,
+             [(map_, "tab:orange")]),
+            ("the map: volume of grey matter", map_, places, []))
+    for bottom, (title, image, cuts, outlines) in zip((0.75, 0.5, 0.25, 0), rows, strict=True):
+        ax = figure.add_axes((0, bottom, 1, 0.225))
+        figure.text(0.012, bottom + 0.23, title, color="white", fontsize=11)
         view = plotting.plot_img(image, cut_coords=cuts, cmap="gray", black_bg=True, colorbar=False, draw_cross=False,
-                                 axes=ax, title=title)
+                                 axes=ax)
         for outline, color in outlines:
-            view.add_contours(outline, levels=[0.5], colors=color, linewidths=0.7)
+            view.add_contours(outline, levels=[0.5], colors=color, linewidths=1)
     return figure
 
 # %% ../../nbs/70_prepare.ipynb #866e04b5
@@ -238,10 +311,25 @@ def _is_finished(scan: Scan, folder: Path, settings: dict[str, Any]) -> bool:
         return (all(record[key] == value for key, value in settings.items())
                 and record["source_sha256"] == _hash_files(scan.files)
                 and record["map_sha256"] == _hash_files([folder / record["map"]]))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
+def _check_settings(out: Path, scans: Sequence[Scan], settings: dict[str, Any]) -> None:
+    "Raise `PrepareError` where a folder holds maps made with another grid or recipe."
+    for scan in scans:
+        try:
+            record = read_json(out / scan.name / "provenance.json")
+            made = {"grid": record["grid"], **record["recipe"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        wanted = {"grid": settings["grid"], **settings["recipe"]}
+        if differing := [f"{name} {made.get(name)} instead of {wanted[name]}" for name in wanted
+                         if made.get(name) != wanted[name]]:
+            raise PrepareError(f"{out} holds maps made with other settings ({'; '.join(differing)}). Choose another "
+                               "folder, or delete this one.")
+
+# %% ../../nbs/70_prepare.ipynb #9ae8148d
 def prepare_scan(
     scan: Scan,                  # a scan from `find_scans`
     folder: str | os.PathLike,   # folder for its results
@@ -250,16 +338,16 @@ def prepare_scan(
 ) -> dict[str, Any]:             # the record, as in provenance.json
     "Prepare one scan in this process and write map, picture and record."
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "provenance.json").unlink(missing_ok=True)
     begin, started = time.perf_counter(), datetime.now().astimezone()
     image, covariates, choice = read_scan(scan)
     result = preprocess(image, grid, recipe)
+    for partial in folder.glob(".partial-*"):  # left by a process that was killed while it wrote
+        shutil.rmtree(partial, ignore_errors=True)
     name = f"mwp1{scan.name}.nii.gz"
     save_volume(result.grey_matter, folder / name, grid)
     figure = plot_quality(result.head, result.brain, result.t1, result.grey_matter, grid)
     with replacing(folder / "quality.png") as partial:
-        figure.savefig(partial, dpi=80, facecolor="black")
+        figure.savefig(partial, dpi=100, facecolor="black")
     record = {
         "subject": scan.subject, "session": scan.session, "kind": scan.kind, "map": name, **_settings(grid, recipe),
         "source_sha256": _hash_files(scan.files), "map_sha256": _hash_files([folder / name]),
@@ -273,8 +361,16 @@ def prepare_scan(
 _KNOWN_ERRORS = (DicomError, PreprocessError, VolumeError)
 
 
+def _end_with_parent() -> None:
+    "Wait until the other end of the input is closed, which is when the parent is gone, however it died; then end too."
+    os.read(0, 1)
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)  # nobody else would delete the unpacked scan
+    os._exit(1)
+
+
 def _run_job(path: str) -> None:
     "Prepare the scan described in a JSON file; the entry point of the processes."
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     job = read_json(path)
     scan = Scan(**{**job["scan"], "files": tuple(Path(file) for file in job["scan"]["files"])})
     recipe = Recipe(**{name: tuple(value) if isinstance(value, list) else value
@@ -297,16 +393,27 @@ def _start(scan: Scan, folder: Path, grid: Grid, recipe: Recipe, threads: int) -
                        "OMP_NUM_THREADS": str(threads), "MPLBACKEND": "agg",
                        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         command = "import sys; from explainable_mri.experiments.prepare import _run_job; _run_job(sys.argv[1])"
-        process = subprocess.run([sys.executable, "-c", command, str(job)], env=environment, stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        with subprocess.Popen([sys.executable, "-c", command, str(job)], env=environment, stdin=subprocess.PIPE,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            code = process.wait()  # with the input open: its end tells the process that this one is gone
         if failure.is_file():
             return read_json(failure)["error"]
-        if process.returncode:
-            return f"The process ended with code {process.returncode}; too little memory is a frequent cause."
+        if code:
+            ended = f"was ended by the signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            return f"The process {ended}; too little memory is a frequent cause."
     return None
 
 # %% ../../nbs/70_prepare.ipynb #7279483b
 _COLUMNS = ("path", "subject", "session", "group", "age", "sex", "tiv", "field_strength")
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    "Read a tab-separated table, codes as text; raises `PrepareError` for one that cannot be read."
+    try:
+        return pd.read_csv(path, sep="\t", dtype={"participant_id": str, "subject": str, "session": str},
+                           na_values=["n/a"], encoding="utf-8-sig")
+    except (ValueError, OSError) as error:
+        raise PrepareError(f"{path}: not a readable table, expected tab-separated UTF-8 text ({error}).") from None
 
 
 def _read_participants(source: Path) -> pd.DataFrame | None:
@@ -314,16 +421,43 @@ def _read_participants(source: Path) -> pd.DataFrame | None:
     path = source / "participants.tsv"
     if not path.is_file():
         return None
-    table = pd.read_csv(path, sep="\t", dtype={"participant_id": str, "subject": str, "session": str},
-                        na_values=["n/a"]).rename(columns={"participant_id": "subject"})
+    table = _read_table(path).rename(columns={"participant_id": "subject"})
     if "subject" not in table:
         raise PrepareError(f"{path}: there is no column 'participant_id'.")
-    table["subject"] = table["subject"].str.removeprefix("sub-")
+    for name, prefix in (("subject", "sub-"), ("session", "ses-")):
+        if name in table:
+            table[name] = table[name].str.removeprefix(prefix)
     if table.duplicated([name for name in ("subject", "session") if name in table]).any():
         raise PrepareError(f"{path}: a participant appears twice.")
     return table
 
 
+def _read_before(path: Path) -> pd.DataFrame:
+    "The table that an earlier run wrote and somebody may have filled in; empty where there is none."
+    if not path.is_file():
+        return pd.DataFrame({"path": [], "flags": []})
+    table = _read_table(path)
+    if "path" not in table or table["path"].duplicated().any():
+        raise PrepareError(f"{path}: expected a tab-separated table with a column 'path' without repetitions. Mend "
+                           "it, or move it elsewhere.")
+    return table
+
+
+def _keep_entries(
+    table: pd.DataFrame,   # a row a scan, made now
+    before: pd.DataFrame,  # the table that stood in the folder
+    made: set[str],        # paths of scans that were prepared anew, whose entries may belong to another scan
+) -> pd.DataFrame:         # the table with what had been filled in by hand
+    "Take over what is missing in a table, such as groups, from its earlier version."
+    before = before[~before["path"].isin(made)].set_index("path").reindex(table["path"])
+    kept = {}
+    for name in before.columns.drop("flags", errors="ignore"):
+        entries = before[name].astype(object).to_numpy()
+        now = table[name].astype(object) if name in table else pd.Series([None] * len(table), dtype=object)
+        kept[name] = now.where(now.notna(), entries)
+    return table.assign(**kept)
+
+# %% ../../nbs/70_prepare.ipynb #75e3a930
 def _make_table(records: dict[str, dict], participants: pd.DataFrame | None) -> pd.DataFrame:
     "A row for each finished scan."
     rows = [{"path": f"{name}/{record['map']}", "subject": record["subject"], "session": record["session"],
@@ -359,16 +493,42 @@ def _write_page(folder: Path, record: dict[str, Any], flags: str) -> None:
                        ("Correlation", f"{measures['correlation']:.2f}", "with the template's grey matter"),
                        ("TIV", f"{measures['tiv']:.0f} ml", "brain and the fluid around it"),
                        ("Grey matter", f"{measures['gm_volume']:.0f} ml", "in the scan's own space")])
-    numbers = pd.DataFrame({"measure": [_NAMES[name] for name in measures], "value": list(measures.values())})
+    numbers = pd.DataFrame([
+        {"measure": _NAMES[name], "value": f"{value:.2f}" if "correlation" in name else f"{value:.0f}",
+         "flagged outside": "{:g} to {:g}".format(*_LIMITS[name]) if name in _LIMITS else ""}
+        for name, value in measures.items()])
     times = pd.DataFrame({"step": list(record["seconds"]), "seconds": list(record["seconds"].values())})
     write_report(folder / "quality.html", f"Quality of the scan {folder.name}", [
-        Section("Pictures", [Picture(figure, "Brain in the head, brain in MNI space, template, and grey-matter map, "
-                                     "each in three planes with outlines",
-                                     "Outlines should follow the edges of the brain.", dpi=80)]),
+        Section("Pictures", [Picture(figure, "Head, brain in MNI space, template and grey-matter map in three planes",
+                                     "Outlines should follow the edges of brain and tissues.", dpi=100)]),
         Section("Numbers", [Table(numbers), Table(times, formats={"seconds": "{:.1f}"})]),
         Section("Where it comes from", [Prose("\n\n".join(record["series"])), Prose(
             f"Source SHA-256 {record['source_sha256']}.\n\nSettings and versions stand in provenance.json.")])],
         summary=[keys], versions=record["versions"])
+
+# %% ../../nbs/70_prepare.ipynb #e2ca0204
+def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], made: set[str],
+                   participants: pd.DataFrame | None, before: pd.DataFrame) -> Path:
+    "Write table, quality pages and the list of failures; raises `PrepareError` where every scan failed."
+    errors = pd.DataFrame(sorted(failed.items()), columns=["scan", "error"])
+    with replacing(out / "failed.tsv") as partial:
+        errors.to_csv(partial, sep="\t", index=False)
+    if len(failed) == len(scans):
+        raise PrepareError("\n  ".join([f"All {len(scans)} scans failed.",
+                                        *(f"{name}: {text}" for name, text in failed.items())]))
+    records = {scan.name: read_json(out / scan.name / "provenance.json") for scan in scans if scan.name not in failed}
+    table = _make_table(records, participants)
+    new = {f"{name}/{record['map']}" for name, record in records.items() if name in made}
+    table = _keep_entries(table, before, new)
+    flagged = dict(zip(before["path"], before["flags"].astype(object).fillna(""), strict=True)) if "flags" in before else {}
+    for (name, record), path, flags in zip(records.items(), table["path"], table["flags"], strict=True):
+        if name in made or flagged.get(path) != flags or not (out / name / "quality.html").is_file():
+            _write_page(out / name, record, flags)
+    with replacing(out / "participants.tsv") as partial:
+        table.to_csv(partial, sep="\t", index=False, na_rep="n/a")
+    if failed:
+        tqdm.write(f"{len(failed)} of {len(scans)} scans failed, see {out / 'failed.tsv'}.")
+    return out / "participants.tsv"
 
 # %% ../../nbs/70_prepare.ipynb #15a43888
 def prepare(
@@ -378,7 +538,11 @@ def prepare(
     jobs: int = 1,                # scans prepared at the same time
     smooth: float | None = None,  # full width at half maximum of a smoothing of the maps, in mm; None for none
 ) -> Path:                        # `out`/participants.tsv, a cohort table with a row for each scan that worked
-    "Prepare raw T1-weighted scans; failed scans are listed in `out`/failed.tsv and tried again next time."
+    """Prepare raw T1-weighted scans; failed scans are listed in `out`/failed.tsv and tried again next time.
+
+    What is filled into `out`/participants.tsv, such as groups, stays there. Raises `PrepareError` where nothing can be
+    prepared, or where `out` holds maps made with other settings.
+    """
     require("ants"), require("dicom2nifti")
     if jobs < 1:
         raise PrepareError(f"jobs is {jobs}, expected 1 or more.")
@@ -386,12 +550,19 @@ def prepare(
     scans = find_scans(source, exclude=out)
     participants = _read_participants(source)
     settings = _settings(space, recipe)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PrepareError(f"{out}: cannot be the folder for the results ({error.strerror}).") from None
+    _check_settings(out, scans, settings)
+    before = _read_before(out / "participants.tsv")
     threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
-    failed = {}
+    made, failed = set(), {}
 
     def work(scan: Scan) -> str | None:
         if _is_finished(scan, out / scan.name, settings):
             return None
+        made.add(scan.name)
         return _start(scan, out / scan.name, space, recipe, threads)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -404,21 +575,4 @@ def prepare(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return _write_results(out, scans, failed, participants)
-
-
-def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], participants: pd.DataFrame | None) -> Path:
-    "Write table, quality pages and the list of failures; raises `PrepareError` where every scan failed."
-    errors = pd.DataFrame(sorted(failed.items()), columns=["scan", "error"])
-    with replacing(out / "failed.tsv") as partial:
-        errors.to_csv(partial, sep="\t", index=False)
-    if len(failed) == len(scans):
-        raise PrepareError("\n  ".join([f"All {len(scans)} scans failed.",
-                                        *(f"{name}: {text}" for name, text in failed.items())]))
-    records = {scan.name: read_json(out / scan.name / "provenance.json") for scan in scans if scan.name not in failed}
-    table = _make_table(records, participants)
-    for (name, record), flags in zip(records.items(), table["flags"], strict=True):
-        _write_page(out / name, record, flags)
-    with replacing(out / "participants.tsv") as partial:
-        table.to_csv(partial, sep="\t", index=False, na_rep="n/a")
-    return out / "participants.tsv"
+    return _write_results(out, scans, failed, made, participants, before)
