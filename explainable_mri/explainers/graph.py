@@ -132,9 +132,11 @@ def _kind_of_activation(module: nn.Module) -> str:
     return "activation layer" if getattr(module, "keras_class", None) == "Activation" else "activation"
 
 
-def _layer_name(node: fx.Node, module: nn.Module | None) -> str:
-    "Name of the layer to which a step belongs; an imported Keras layer may consist of several modules."
-    return ".".join(node.target.split(".")[:2]) if hasattr(module, "keras_class") else node.name
+def _layer_name(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+    "Name of the layer to which a step belongs; an imported Keras layer may consist of several modules and functions."
+    within = node.meta.get("nn_module_stack") or {}
+    own = node.target if node.op == "call_module" else node.name
+    return next((path for path in within if hasattr(modules[path], "keras_class")), own)
 
 
 def _function_name(target: Any) -> str:
@@ -181,7 +183,7 @@ class Graph:
     def _find_steps(self) -> dict[fx.Node, Step]:
         modules = dict(self.network.named_modules())
         steps: dict[fx.Node, Step] = {}
-        tracked, plain, layer, index = {self.input}, {self.input}, "", 0
+        tracked, plain, numbers, index = {self.input}, {self.input}, {}, 0
         for node in self.nodes:
             inputs = tuple(one for one in node.all_input_nodes if one in tracked)
             if not inputs or node.op == "output":
@@ -201,11 +203,15 @@ class Graph:
             if before and kind == "reshape":
                 plain.add(node)
             tracked.add(node)
-            place = _layer_name(node, module)
-            if kind != "activation" and place != layer:
-                layer, index = place, index + 1
+            layer = _layer_name(node, modules)
+            turned = before and kind == "reshape" and layer == node.name  # the input, by a function such as permute
+            if kind != "activation" and not turned:
+                index = numbers.setdefault(layer, len(numbers) + 1)
             steps[node] = Step(node.target if module is not None else node.name, kind,
                                type(module).__name__ if module is not None else name, inputs, node, module, before, index)
+        late = {step.module for step in steps.values() if not step.from_input}
+        for step in steps.values():  # a module that is also used further on is not the network's first
+            step.from_input = step.from_input and (step.module is None or step.module not in late)
         return steps
 
     def _find_output(self) -> fx.Node:
