@@ -33,7 +33,8 @@ def evaluation_mode(
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
-        yield
+        with torch.inference_mode(False):  # gradients are needed, whatever the caller's mode
+            yield
     finally:
         for module, training in modes.items():
             module.training = training
@@ -324,12 +325,17 @@ def choose_targets(
     target: int | Sequence[int] | torch.Tensor | None,     # a class for all, one for each, or None for the predicted
 ) -> torch.Tensor:                                         # classes (N,)
     "The class to explain for each sample of a batch."
-    if logits.dim() != 2:
-        raise ExplainerError(f"The network must return logits of shape (N, classes), not {tuple(logits.shape)}.")
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+        raise ExplainerError(f"The network must return logits of shape (N, classes), not {what}.")
     if target is None:
         return logits.argmax(1)
     count, classes = logits.shape
-    targets = torch.as_tensor(target, device=logits.device)
+    try:
+        targets = torch.as_tensor(target, device=logits.device)
+    except (TypeError, ValueError) as error:
+        raise ExplainerError(f"The target must be a class, {count} classes for {count} samples, or None, "
+                             f"not {target!r}.") from error
     if targets.is_floating_point() or targets.dtype == torch.bool or targets.dim() > 1 or targets.numel() not in (1, count):
         raise ExplainerError(f"The target must be a class, {count} classes for {count} samples, or None, not {target!r}.")
     targets = targets.long().reshape(-1).expand(count)
