@@ -135,7 +135,7 @@ def _kind_of_activation(module: nn.Module) -> str:
 
 def _layer_name(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     "Name of the layer to which a step belongs; an imported Keras layer may consist of several modules and functions."
-    within = node.meta.get("nn_module_stack") or {}
+    within = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     own = node.target if node.op == "call_module" else node.name
     return next((path for path in within if hasattr(modules[path], "keras_class")), own)
 

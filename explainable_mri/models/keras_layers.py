@@ -556,6 +556,8 @@ def load_weights(
         if array.shape != tuple(expected[name].shape):
             raise KerasError(f"its {name} has shape {array.shape} in the file (PyTorch's order of axes), but its "
                              f"configuration calls for {tuple(expected[name].shape)}.")
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise KerasError(f"its {name} holds values that are not finite numbers.")
     tensors = {name: torch.from_numpy(np.array(array, dtype=np.int64 if array.ndim == 0 else np.float32, order="C"))
                for name, array in state.items()}
     module.load_state_dict(tensors, assign=True)
