@@ -30,10 +30,11 @@ def evaluation_mode(
     network: nn.Module,  # any network
 ) -> Iterator[None]:
     "Put the network into evaluation mode for a while; each module gets its own mode back, whatever happens."
-    modes = {module: module.training for module in network.modules()}
+    modes, enabled = {module: module.training for module in network.modules()}, torch.is_grad_enabled()
     network.eval()
     try:
-        with torch.inference_mode(False):  # gradients are needed, whatever the caller's mode
+        # Inference mode forbids gradients altogether; leaving it turns them on, even where the caller turned them off.
+        with torch.inference_mode(False), torch.set_grad_enabled(enabled):
             yield
     finally:
         for module, training in modes.items():
