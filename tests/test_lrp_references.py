@@ -14,10 +14,14 @@ PRESETS = {f"lrp.sequential_preset_{name}": {"epsilon": 1e-10} for name in ("a",
 PARAMETERS = {**PRESETS, "lrp.epsilon": {"epsilon": 0.01}, "deep_taylor.bounded": {"low": -1.0, "high": 1.0}}
 # Methods whose denominators stay away from zero agree to rounding; the others have poles that amplify it.
 EXACT = {"lrp.sequential_preset_a", "lrp.sequential_preset_a_flat", "lrp.alpha_1_beta_0_IB", "lrp.z_plus", "gradient",
-         "input_t_gradient", "deep_taylor", "deep_taylor.bounded"}
+         "input_t_gradient", "deep_taylor", "deep_taylor.bounded", "deconvnet", "guided_backprop"}
 POLES = {"lrp.z", "lrp.alpha_2_beta_1"}  # on networks that add branches; compared by the share of voxels that agree
-# In the constant background of a scan, rounding decides which voxel wins a pooling window.
-BACKGROUND = {"gradient", "deconvnet", "guided_backprop", "lrp.flat", "lrp.w_square", "lrp.sequential_preset_a_flat"}
+# In the constant background of a scan, rounding decides which voxel wins a pooling window, by which these three differ by
+# several per cent (12 % for guided backpropagation on the ResNet). The others that do not multiply by the input, by 0.5 %.
+BACKGROUND = {"gradient": 0.2, "deconvnet": 0.2, "guided_backprop": 0.2, "lrp.flat": 1e-2, "lrp.w_square": 1e-2}
+# What the README does not name, at a few times what was measured: 8e-7, 8e-7, 3e-6, 4e-5.
+GROUP = {"deep_taylor": 5e-6, "deep_taylor.bounded": 5e-6, "lrp.alpha_1_beta_0_IB": 1e-5, "lrp.epsilon": 2e-4}
+DENSENET = {"lrp.sequential_preset_a": 2e-4, "lrp.sequential_preset_b": 4e-3}  # "about" 1e-4 and 3e-3
 
 # The networks of the group take grey-matter maps between 0 and 1.
 GROUP_PARAMETERS = {**PARAMETERS, "deep_taylor.bounded": {"low": 0.0, "high": 1.0}}
@@ -26,18 +30,21 @@ pytestmark = pytest.mark.skipif(not SHARED.exists(), reason=f"the reference data
 FILES = sorted([*SHARED.glob("keras_small/*.npz"), *SHARED.glob("keras_group/*_cv8.npz")])
 
 
+def limit(network: str, analyzer: str) -> float:
+    "The largest difference that the references' README allows, or a few times the measured one where it names none."
+    if not network.endswith("_cv8"):
+        # The reference's own rounding: in double precision, the difference on the DenseNet is 2e-4.
+        return 1e-5 if analyzer in EXACT else 5e-4 if analyzer == "lrp.alpha_2_beta_1_IB" else 5e-3
+    if "preset" in analyzer:
+        return DENSENET[analyzer] if "densenet" in network else 1e-6
+    return (BACKGROUND | GROUP).get(analyzer, 1e-2 if "densenet" in network else 5e-3)
+
+
 def within_limit(network: str, analyzer: str, difference: float, agreeing: float) -> bool:
-    "The limits of the references' README."
-    branches = "resnet" in network or "densenet" in network
-    if branches and analyzer in POLES:
+    "Whether a map agrees; where poles dominate the norm, by the share of voxels that do."
+    if analyzer in POLES and ("resnet" in network or "densenet" in network):
         return agreeing >= 0.99
-    if network.endswith("_cv8"):
-        if analyzer in BACKGROUND:
-            return difference < 0.2
-        if "densenet" not in network:
-            return difference < (1e-6 if "preset" in analyzer else 5e-3)
-        return difference < (2e-4 if analyzer == "lrp.sequential_preset_a" else 1e-2)
-    return difference < (1e-5 if analyzer in EXACT else 5e-3)
+    return difference < limit(network, analyzer)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

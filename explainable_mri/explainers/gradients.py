@@ -16,9 +16,9 @@ from captum import attr
 from torch import nn
 
 from ..config import EXPLAINERS, Component, suggest
-from .graph import ExplainerError, choose_targets, evaluation_mode
-from .lrp import LRP, Composite
-from .rules import Gradient, PositiveGradient, PositivePass
+from .graph import ExplainerError, Step, choose_targets, evaluation_mode
+from .lrp import LRP, Composite, Convention
+from .rules import Gradient, PositiveGradient, PositivePass, Rule
 
 # %% ../../nbs/43_gradients.ipynb #686a394a
 class GradientExplainer:
@@ -36,8 +36,8 @@ class GradientExplainer:
         target: int | Sequence[int] | torch.Tensor | None = None,  # class, classes, or None for the predicted
     ) -> torch.Tensor:                                            # tensor of the inputs' shape
         "Explain the logit of a class for each sample."
-        inputs = inputs.detach().as_subclass(torch.Tensor).clone()
         with evaluation_mode(self.network):
+            inputs = inputs.detach().as_subclass(torch.Tensor).clone()
             with torch.no_grad():
                 targets = choose_targets(self.network(inputs), target)
             with torch.enable_grad():
@@ -65,16 +65,22 @@ class IntegratedGradients(GradientExplainer):
     def __init__(
         self,
         network: nn.Module,                   # gives logits (N, classes)
-        steps: int = 64,                      # points on the line (Gauss-Legendre quadrature)
+        steps: int = 64,                      # points on the line
         baseline: float | torch.Tensor = 0.0,  # where the line begins: a value for all voxels, or a volume
         batch_size: int = 4,                  # points that are computed at once
+        convention: Convention = "innvestigate",  # evenly spaced points, as iNNvestigate; "standard": Gauss-Legendre
     ):
         super().__init__(network)
         self.steps, self.baseline, self.batch_size = steps, baseline, batch_size
+        methods = {"innvestigate": "riemann_left", "standard": "gausslegendre"}
+        if convention not in methods:
+            raise ExplainerError(f"There is no convention '{convention}'. {suggest(convention, methods)}")
+        self.method = methods[convention]
 
     def _explain(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return attr.IntegratedGradients(self.network).attribute(
-            inputs, self.baseline, targets, n_steps=self.steps, internal_batch_size=max(self.batch_size, len(inputs)))
+            inputs, self.baseline, targets, n_steps=self.steps, method=self.method,
+            internal_batch_size=max(self.batch_size, len(inputs)))
 
 
 @EXPLAINERS.register("smoothgrad")
@@ -127,11 +133,20 @@ class GradCam(GradientExplainer):
         return F.interpolate(maps, inputs.shape[2:], mode=mode).expand_as(inputs)
 
 # %% ../../nbs/43_gradients.ipynb #82e120f7
+class _ReluComposite(Composite):
+    "A composite whose rules for activations hold for ReLUs alone; others have the gradient."
+
+    def rule(self, step: Step) -> Rule | None:
+        is_relu = step.description.lower() == "relu" or getattr(step.module, "keras_class", None) == "ReLU"
+        is_activation = step.kind in ("activation", "activation layer", "ReLU layer")
+        return Gradient() if is_activation and not is_relu else super().rule(step)
+
+
 def _gradient_composite(relu: Gradient | PositivePass) -> Composite:
     kinds = ("dense", "convolution", "normalization", "addition", "subtraction", "multiplication", "scaling", "average",
              "mean of branches", "routing", "reshape")
-    return Composite({**dict.fromkeys(kinds, Gradient()),
-                      **dict.fromkeys(("activation", "activation layer", "ReLU layer"), relu)})
+    return _ReluComposite({**dict.fromkeys(kinds, Gradient()),
+                           **dict.fromkeys(("activation", "activation layer", "ReLU layer"), relu)})
 
 
 @EXPLAINERS.register("deconvnet")

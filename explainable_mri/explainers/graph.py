@@ -30,10 +30,12 @@ def evaluation_mode(
     network: nn.Module,  # any network
 ) -> Iterator[None]:
     "Put the network into evaluation mode for a while; each module gets its own mode back, whatever happens."
-    modes = {module: module.training for module in network.modules()}
+    modes, enabled = {module: module.training for module in network.modules()}, torch.is_grad_enabled()
     network.eval()
     try:
-        yield
+        # Inference mode forbids gradients altogether; leaving it turns them on, even where the caller turned them off.
+        with torch.inference_mode(False), torch.set_grad_enabled(enabled):
+            yield
     finally:
         for module, training in modes.items():
             module.training = training
@@ -132,9 +134,11 @@ def _kind_of_activation(module: nn.Module) -> str:
     return "activation layer" if getattr(module, "keras_class", None) == "Activation" else "activation"
 
 
-def _layer_name(node: fx.Node, module: nn.Module | None) -> str:
-    "Name of the layer to which a step belongs; an imported Keras layer may consist of several modules."
-    return ".".join(node.target.split(".")[:2]) if hasattr(module, "keras_class") else node.name
+def _layer_name(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+    "Name of the layer to which a step belongs; an imported Keras layer may consist of several modules and functions."
+    within = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    own = node.target if node.op == "call_module" else node.name
+    return next((path for path in within if hasattr(modules[path], "keras_class")), own)
 
 
 def _function_name(target: Any) -> str:
@@ -181,7 +185,7 @@ class Graph:
     def _find_steps(self) -> dict[fx.Node, Step]:
         modules = dict(self.network.named_modules())
         steps: dict[fx.Node, Step] = {}
-        tracked, plain, layer, index = {self.input}, {self.input}, "", 0
+        tracked, plain, numbers, index = {self.input}, {self.input}, {}, 0
         for node in self.nodes:
             inputs = tuple(one for one in node.all_input_nodes if one in tracked)
             if not inputs or node.op == "output":
@@ -201,11 +205,15 @@ class Graph:
             if before and kind == "reshape":
                 plain.add(node)
             tracked.add(node)
-            place = _layer_name(node, module)
-            if kind != "activation" and place != layer:
-                layer, index = place, index + 1
+            layer = _layer_name(node, modules)
+            turned = before and kind == "reshape" and layer == node.name  # the input, by a function such as permute
+            if kind != "activation" and not turned:
+                index = numbers.setdefault(layer, len(numbers) + 1)
             steps[node] = Step(node.target if module is not None else node.name, kind,
                                type(module).__name__ if module is not None else name, inputs, node, module, before, index)
+        late = {step.module for step in steps.values() if not step.from_input}
+        for step in steps.values():  # a module that is also used further on is not the network's first
+            step.from_input = step.from_input and (step.module is None or step.module not in late)
         return steps
 
     def _find_output(self) -> fx.Node:
@@ -318,12 +326,17 @@ def choose_targets(
     target: int | Sequence[int] | torch.Tensor | None,     # a class for all, one for each, or None for the predicted
 ) -> torch.Tensor:                                         # classes (N,)
     "The class to explain for each sample of a batch."
-    if logits.dim() != 2:
-        raise ExplainerError(f"The network must return logits of shape (N, classes), not {tuple(logits.shape)}.")
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
+        raise ExplainerError(f"The network must return logits of shape (N, classes), not {what}.")
     if target is None:
         return logits.argmax(1)
     count, classes = logits.shape
-    targets = torch.as_tensor(target, device=logits.device)
+    try:
+        targets = torch.as_tensor(target, device=logits.device)
+    except (TypeError, ValueError) as error:
+        raise ExplainerError(f"The target must be a class, {count} classes for {count} samples, or None, "
+                             f"not {target!r}.") from error
     if targets.is_floating_point() or targets.dtype == torch.bool or targets.dim() > 1 or targets.numel() not in (1, count):
         raise ExplainerError(f"The target must be a class, {count} classes for {count} samples, or None, not {target!r}.")
     targets = targets.long().reshape(-1).expand(count)

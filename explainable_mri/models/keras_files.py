@@ -175,15 +175,13 @@ class _Reader:
         outputs = _pairs(config["output_layers"])
         first = _first_calls(config["layers"], [one for *_, used in calls for one in used] + outputs)
         known = dict(zip(_pairs(config["input_layers"]), inputs, strict=True))
-        while calls:
-            ready = [call for call in calls if all(one in known for one in call[2])]
-            if not ready:
+        while calls:  # in the order of the file, as far as tensors are known
+            ready = next((index for index, (*_, used) in enumerate(calls) if all(one in known for one in used)), None)
+            if ready is None:
                 raise KerasError(f"the layer '{_layer_name(calls[0][0])}' takes a tensor that no layer gives.")
-            for entry, number, used in ready:
-                made = self.call(entry, [known[one] for one in used], prefix)
-                name = _layer_name(entry)
-                known |= {(name, number + first[name], index): tensor for index, tensor in enumerate(made)}
-            calls = [call for call in calls if call not in ready]
+            entry, number, used = calls.pop(ready)
+            made, name = self.call(entry, [known[one] for one in used], prefix), _layer_name(entry)
+            known |= {(name, number + first[name], index): tensor for index, tensor in enumerate(made)}
         return [known[one] for one in outputs]
 
 

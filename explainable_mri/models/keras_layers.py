@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Shape', 'SUPPORTED_LAYERS', 'same_padding', 'even_padding', 'KerasError', 'HardSigmoid', 'Exponential',
-           'activation_name', 'VoxelPReLU', 'Permute', 'Reshape', 'Add', 'Subtract', 'Multiply', 'Average', 'Maximum',
-           'Minimum', 'Concatenate', 'check_class', 'build_layer', 'weight_names', 'load_weights']
+           'activation_name', 'PReLU', 'GlobalMaxPool', 'Permute', 'Reshape', 'Add', 'Subtract', 'Multiply', 'Average',
+           'Maximum', 'Minimum', 'Concatenate', 'check_class', 'build_layer', 'weight_names', 'load_weights']
 
 # %% ../../nbs/21_keras_layers.ipynb #f5233247
 import functools
@@ -49,7 +49,6 @@ _PAD = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}
 _CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _MAX_POOL = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _AVERAGE_POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
-_GLOBAL_MAX = {1: nn.AdaptiveMaxPool1d, 2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d}
 _GLOBAL_AVERAGE = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 _BATCH_NORM = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _DROPOUT = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
@@ -189,8 +188,8 @@ def _thresholded_relu(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]
     return {"activation": nn.Threshold(_number(config.get("theta", 1.0)), 0.0)}
 
 
-class VoxelPReLU(nn.Module):
-    "A leaky ReLU with learned slopes that differ from voxel to voxel."
+class PReLU(nn.Module):
+    "A leaky ReLU with learned slopes; as in TensorFlow, its gradient at zero is zero."
 
     def __init__(
         self,
@@ -206,9 +205,8 @@ class VoxelPReLU(nn.Module):
 @_builds("PReLU")
 def _prelu(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
     shared = config.get("shared_axes") or []
-    slopes = [1 if axis in shared else n for axis, n in enumerate(shapes[0], start=1)]
-    by_channel = all(n == 1 for n in slopes[:-1])
-    return {"activation": nn.PReLU(slopes[-1]) if by_channel else VoxelPReLU((slopes[-1], *slopes[:-1]))}
+    *size, channels = (1 if axis in shared else n for axis, n in enumerate(shapes[0], start=1))
+    return {"activation": PReLU((channels, *size))}
 
 
 @_builds("Softmax")
@@ -264,10 +262,17 @@ def _pooling(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
     return {"pool": pool} | _drop(dropped)
 
 
+class GlobalMaxPool(nn.Module):
+    "The largest value of each channel; equal ones share the gradient."
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.amax(tuple(range(2, values.dim())), keepdim=True)
+
+
 @_builds(*(f"Global{kind}Pooling{axes}D" for kind in ("Max", "Average") for axes in (1, 2, 3)))
 def _global_pooling(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
-    pools = _GLOBAL_MAX if "Max" in config["class_name"] else _GLOBAL_AVERAGE
-    modules = {"pool": pools[len(shapes[0]) - 1](1)}
+    axes = len(shapes[0]) - 1
+    modules = {"pool": GlobalMaxPool() if "Max" in config["class_name"] else _GLOBAL_AVERAGE[axes](1)}
     return modules if config.get("keepdims") else modules | {"flatten": nn.Flatten()}
 
 # %% ../../nbs/21_keras_layers.ipynb #6ff71d4f
@@ -426,17 +431,17 @@ class Average(nn.Module):
 
 
 class Maximum(nn.Module):
-    "The largest of several tensors, voxel by voxel."
+    "The largest of several tensors, voxel by voxel; of equal ones, the first has the gradient."
 
     def forward(self, *branches: torch.Tensor) -> torch.Tensor:
-        return functools.reduce(torch.maximum, branches)
+        return functools.reduce(lambda first, second: torch.where(first >= second, first, second), branches)
 
 
 class Minimum(nn.Module):
-    "The smallest of several tensors, voxel by voxel."
+    "The smallest of several tensors, voxel by voxel; of equal ones, the first has the gradient."
 
     def forward(self, *branches: torch.Tensor) -> torch.Tensor:
-        return functools.reduce(torch.minimum, branches)
+        return functools.reduce(lambda first, second: torch.where(first <= second, first, second), branches)
 
 
 class Concatenate(nn.Module):
@@ -501,7 +506,7 @@ def build_layer(
     return layer
 
 # %% ../../nbs/21_keras_layers.ipynb #b2987676
-_WEIGHTED = tuple([*_CONVOLUTION.values(), *_BATCH_NORM.values(), nn.Linear, nn.PReLU, VoxelPReLU])
+_WEIGHTED = tuple([*_CONVOLUTION.values(), *_BATCH_NORM.values(), nn.Linear, PReLU])
 
 
 def weight_names(
@@ -528,8 +533,7 @@ def _torch_state(module: nn.Module, weights: dict[str, np.ndarray]) -> dict[str,
         state = {"weight": _channel_axes_first(weights["kernel"])}
         return state | ({"bias": weights["bias"]} if "bias" in weights else {})
     if "alpha" in weights:
-        alpha = np.moveaxis(weights["alpha"], -1, 0)
-        return {"weight": alpha.reshape(-1) if isinstance(module, nn.PReLU) else alpha}
+        return {"weight": np.moveaxis(weights["alpha"], -1, 0)}
     mean = weights["moving_mean"]
     state = {"running_mean": mean, "running_var": weights["moving_variance"], "num_batches_tracked": np.array(0)}
     if module.affine:
@@ -552,6 +556,8 @@ def load_weights(
         if array.shape != tuple(expected[name].shape):
             raise KerasError(f"its {name} has shape {array.shape} in the file (PyTorch's order of axes), but its "
                              f"configuration calls for {tuple(expected[name].shape)}.")
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise KerasError(f"its {name} holds values that are not finite numbers.")
     tensors = {name: torch.from_numpy(np.array(array, dtype=np.int64 if array.ndim == 0 else np.float32, order="C"))
                for name, array in state.items()}
     module.load_state_dict(tensors, assign=True)
