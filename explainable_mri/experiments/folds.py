@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from .. import __version__
 from ..config import COHORTS, ConfigError, ExperimentConfig, load_config, save_config
 from ..data.cohorts import Cohort
-from ..data.datasets import ScanDataset, build_transforms, labels, load_volumes
+from ..data.augmentation import build_transforms
+from ..data.cache import load_volumes, residual_maps
+from ..data.datasets import ScanDataset, labels
 from ..data.residuals import ResidualModel
 from ..data.splits import Split, check_leakage, make_split
 from ..data.volumes import get_grid
@@ -29,7 +31,7 @@ from ..training.metrics import group_metrics
 from ..training.trainer import load_trained, predict, read_history, train
 
 # %% ../../nbs/71_folds.ipynb #c801977e
-_CHANGEABLE = {"results": True, "explanation": True, "training": {"accelerator", "workers"}}
+_CHANGEABLE = {"results": True, "explanation": True, "training": {"accelerator", "workers"}, "cache": {"folder", "limit_gb"}}
 
 
 def _flatten(values: dict, prefix: str = "") -> dict[str, object]:
@@ -122,9 +124,9 @@ def train_fold(
     split = split_cohort(config, cohort, fold)
     _write_split(cohort, split, folder / "split.csv")
 
-    volumes = load_volumes(cohort.table, cohort.grid)
+    volumes = load_volumes(cohort.table, cohort.grid, config.cache)
     residuals = _fit_residuals(config, cohort, split, volumes)
-    residuals.transform(volumes, cohort.table, out=volumes)
+    volumes = residual_maps(volumes, cohort.table, cohort.grid, residuals, config.cache)
 
     classes = labels(cohort.table, config.negative, config.positive)
     transform = build_transforms(config.transforms, cohort.grid)
