@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'Transform', 'Move', 'Flip', 'Shift', 'Published', 'Augmentation', 'build_transforms']
 
-# %% ../../nbs/19_augmentation.ipynb #10cc790d
-from collections.abc import Callable, Sequence
+# %% ../../nbs/19_augmentation.ipynb #897692dc
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ import torchio as tio
 from ..config import TRANSFORMS, Component, ConfigError, Registry
 from .volumes import Grid
 
-# %% ../../nbs/19_augmentation.ipynb #3107fa9b
+# %% ../../nbs/19_augmentation.ipynb #c4e49e4b
 class Transform:
     "A random change of volumes, in two halves."
 
@@ -37,7 +37,7 @@ class Transform:
         "Make the variants that were drawn."
         raise NotImplementedError
 
-# %% ../../nbs/19_augmentation.ipynb #e9e480df
+# %% ../../nbs/19_augmentation.ipynb #e3ec3ace
 class Move(Transform):
     "Reflect volumes at the plane x = 0 and shift them by whole voxels; zeros come in from outside."
 
@@ -73,23 +73,30 @@ def _shift(source: np.ndarray, step: int) -> np.ndarray:
 
 def _move(volumes: torch.Tensor, moves: Sequence[Move], draws: Sequence[Sequence[tuple]]) -> torch.Tensor:
     "Apply moves, one after the other, to volumes, in one copy."
+    moved = torch.empty_like(volumes)
     if volumes.device.type == "cpu":
-        moved = torch.from_numpy(np.zeros(volumes.shape, np.float32)).to(volumes.dtype)  # PyTorch's zeros take longer
+        _place(volumes.detach().numpy(), moved.numpy(), moves, draws)
     else:
-        moved = torch.zeros_like(volumes)
+        _place(volumes, moved, moves, draws)
+    return moved
+
+
+def _place(volumes: Iterable, moved: Iterable, moves: Sequence[Move], draws: Sequence[Sequence[tuple]]) -> None:
+    "Copy volumes (1, x, y, z) to where they go in `moved`; both are arrays of NumPy, or tensors on a device."
     for old, new, *drawn in zip(volumes, moved, *draws, strict=True):
         sources = [np.arange(size) for size in old.shape[1:]]
         for move, each in zip(moves, drawn):
             sources = move.follow(sources, each)
         inside = [np.flatnonzero(source >= 0) for source in sources]
-        if not all(map(len, inside)):
-            continue
-        end = [slice(places[0], places[-1] + 1) for places in inside]
-        source = [source[places] for source, places in zip(sources, inside)]
-        start = [slice(places.min(), places.max() + 1) for places in source]
-        values = old[:, *start]
-        new[:, *end] = values.flip(1) if source[0][0] > source[0][-1] else values
-    return moved
+        if any(len(places) < len(source) for places, source in zip(inside, sources)):
+            new[:] = 0
+        if all(map(len, inside)):
+            end = [slice(places[0], places[-1] + 1) for places in inside]
+            sources = [source[places] for source, places in zip(sources, inside)]
+            values = old[:, *(slice(source.min(), source.max() + 1) for source in sources)]
+            if sources[0][0] > sources[0][-1]:
+                values = values[:, ::-1] if isinstance(values, np.ndarray) else values.flip(1)
+            new[:, *end] = values
 
 
 def _voxels(distance: float, grid: Grid) -> list[int]:
@@ -101,7 +108,7 @@ def _voxels(distance: float, grid: Grid) -> list[int]:
         raise ValueError(f"a distance of {distance} mm moves the brain out of the grid '{grid.name}'")
     return voxels
 
-# %% ../../nbs/19_augmentation.ipynb #1d4a2654
+# %% ../../nbs/19_augmentation.ipynb #dcbf4658
 @TRANSFORMS.register("flip")
 class Flip(Move):
     "Exchange left and right, reflecting at the plane x = 0."
@@ -135,7 +142,7 @@ class Shift(Move):
     def draw(self) -> tuple[bool, int, int, int]:
         return False, *(int(torch.randint(-most, most + 1, ())) for most in self.voxels)
 
-# %% ../../nbs/19_augmentation.ipynb #87173d79
+# %% ../../nbs/19_augmentation.ipynb #084a4b01
 @TRANSFORMS.register("published")
 class Published(Move):
     "One of the 14 copies of Dyrba et al. (2021): not shifted or shifted along one axis, each with and without a flip."
@@ -154,7 +161,7 @@ class Published(Move):
     def draw(self) -> tuple[bool, int, int, int]:
         return self.moves[int(torch.randint(len(self.moves), ()))]
 
-# %% ../../nbs/19_augmentation.ipynb #f0b6af61
+# %% ../../nbs/19_augmentation.ipynb #ed1aba58
 class _FromSeed(Transform):
     "A transform of another library, which is given a seed for each volume."
 
@@ -195,7 +202,7 @@ class _Monai(_FromSeed):
         varied = self.transform(monai.data.MetaTensor(volume, affine=self.affine))
         return varied.as_tensor() if isinstance(varied, monai.data.MetaTensor) else torch.as_tensor(varied)
 
-# %% ../../nbs/19_augmentation.ipynb #5c8d682c
+# %% ../../nbs/19_augmentation.ipynb #ea71fd43
 _MONAI_MODULES = {f"monai.transforms.{part}.array" for part in ("croppad", "intensity", "smooth_field", "spatial")}
 
 
@@ -213,7 +220,7 @@ LIBRARIES = {
     "monai": (_Monai, _library("monai", monai.transforms, lambda thing: thing.__module__ in _MONAI_MODULES)),
 }
 
-# %% ../../nbs/19_augmentation.ipynb #730f68bf
+# %% ../../nbs/19_augmentation.ipynb #5abe519d
 class Augmentation:
     "Transforms, one after the other."
 
@@ -237,12 +244,29 @@ class Augmentation:
         seeds: Sequence[int],   # a seed for each of them
     ) -> torch.Tensor:          # their variants (N, 1, x, y, z), on the same device
         "Make a variant of each volume from its seed; PyTorch's generator is left as it was."
+        return self._apply(volumes, self._draw_all(seeds))
+
+    def fill(
+        self,
+        out: torch.Tensor,           # place for the variants (N, 1, x, y, z), on the CPU
+        maps: Sequence[np.ndarray],  # volumes (x, y, z) of any type, also read only, left as they are
+        seeds: Sequence[int],        # a seed for each of them
+    ) -> None:
+        "Put what `batch` would give into a batch that is there already; moves copy straight to it."
+        draws = self._draw_all(seeds)
+        if all(isinstance(transform, Move) for transform in self.transforms):
+            _place([values[None] for values in maps], out.numpy(), self.transforms, list(zip(*draws)))
+        else:
+            out[:] = self._apply(torch.from_numpy(np.stack(maps).astype(np.float32)[:, None]), draws)
+
+    def _draw_all(self, seeds: Sequence[int]) -> list[list[Any]]:
+        "What each transform does to each volume."
         draws = []
         with torch.random.fork_rng(devices=[]):
             for seed in seeds:
                 torch.default_generator.manual_seed(seed)
                 draws.append(self._draw())
-        return self._apply(volumes, draws)
+        return draws
 
     def _draw(self) -> list[Any]:
         "What each transform does to a volume."
@@ -264,7 +288,7 @@ class Augmentation:
                               "pad or resize, or make up for them by another one in the list.")
         return varied
 
-# %% ../../nbs/19_augmentation.ipynb #302152e1
+# %% ../../nbs/19_augmentation.ipynb #33913992
 def build_transforms(
     components: Sequence[Component],  # names and parameters, from a configuration
     grid: Grid,                       # the grid of the volumes

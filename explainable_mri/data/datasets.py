@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['labels', 'ScanDataset']
 
-# %% ../../nbs/18_datasets.ipynb #1aeb6e25
+# %% ../../nbs/18_datasets.ipynb #8a8407cb
 import copy
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-# %% ../../nbs/18_datasets.ipynb #991b09fa
+# %% ../../nbs/18_datasets.ipynb #1fa5cce8
 def labels(
     table: pd.DataFrame,      # a cohort's table; column `group`, a row a scan
     negative: Iterable[str],  # groups of class 0
@@ -30,7 +31,7 @@ def labels(
                          "List it under 'negative' or 'positive', or leave its scans out.")
     return table["group"].map(classes).to_numpy(np.int64)
 
-# %% ../../nbs/18_datasets.ipynb #4b6efa2f
+# %% ../../nbs/18_datasets.ipynb #99a24a7a
 class ScanDataset(Dataset):
     "Scans with labels: items `{'volume': (1, x, y, z) float32, 'label': int64, 'row': int}`."
 
@@ -58,6 +59,23 @@ class ScanDataset(Dataset):
             volume = self.transform(volume)
         return {"volume": volume, "label": torch.tensor(self.targets[item]), "row": row}
 
+    def batch(
+        self,
+        items: Sequence[int],  # which scans
+        seeds: Sequence[int],  # a seed for each of them, from which it is varied
+    ) -> dict[str, torch.Tensor]:  # 'volume' (N, 1, x, y, z) float32, 'label' and 'row' (N,) int64
+        "What a data loader makes of the items, when PyTorch's generator has the item's seed for each, with fewer copies."
+        rows = self.rows[list(items)]
+        volumes = _empty((len(rows), 1, *self.volumes.shape[1:]))
+        if hasattr(self.transform, "fill"):
+            self.transform.fill(volumes, [self.volumes[row] for row in rows], seeds)
+        else:
+            for item, seed, place in zip(items, seeds, volumes):
+                with torch.random.fork_rng(devices=[]):
+                    torch.default_generator.manual_seed(seed)
+                    place[:] = self[item]["volume"]
+        return {"volume": volumes, "label": torch.from_numpy(self.targets[list(items)]), "row": torch.from_numpy(rows)}
+
     def without_transform(self) -> "ScanDataset":
         "The same scans as they are."
         plain = copy.copy(self)
@@ -71,6 +89,14 @@ class ScanDataset(Dataset):
         self.__dict__.update(state)
         if isinstance(self.volumes, str):
             self.volumes = np.load(self.volumes, mmap_mode="r")
+
+
+def _empty(shape: tuple[int, ...]) -> torch.Tensor:
+    "A float32 tensor to be filled; in a worker process it lies in memory that the main process shares."
+    if get_worker_info() is None:
+        return torch.from_numpy(np.empty(shape, np.float32))  # NumPy asks for large pages, which are quicker to have
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape), device="cpu")
+    return torch.empty(0).set_(storage, 0, shape)
 
 
 def _file_of(volumes: np.ndarray) -> np.ndarray | str:

@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import distributed, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 from tqdm import tqdm
 
@@ -77,6 +77,18 @@ class _Seeded(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.dataset[row] | {"seed": seed}
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
+        "A batch, made at once where the dataset can do that, else its items."
+        if not hasattr(self.dataset, "batch"):
+            return [self[key] for key in keys]
+        rows, seeds = zip(*keys)
+        return self.dataset.batch(rows, seeds) | {"seed": torch.tensor(seeds)}
+
+
+def _collate(items: dict[str, torch.Tensor] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    "Items as a batch, which they may be already."
+    return items if isinstance(items, dict) else default_collate(items)
 
 # %% ../../nbs/31_trainer.ipynb #74e0a8c2
 class Classifier(lightning.LightningModule):
@@ -345,7 +357,7 @@ def train(
             if _augments_on(trainer.strategy.root_device, training_set):
                 module.augmentation, training_set = training_set.transform, training_set.without_transform()
             sampler = _EpochSampler(training_set, seed, epochs)
-            trainer.fit(module, DataLoader(_Seeded(training_set), sampler=sampler, **options),
+            trainer.fit(module, DataLoader(_Seeded(training_set), sampler=sampler, collate_fn=_collate, **options),
                         DataLoader(validation_set, **options), ckpt_path=last if epochs else None)
     return load_trained(folder / "best.ckpt")
 
