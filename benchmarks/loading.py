@@ -235,7 +235,8 @@ def measure_memory(small: int, large: int, batch_size: int) -> str:
     return (f"Two worker processes, batches of {batch_size}, two epochs, building included. The maps of {small} scans take {small * 4.8e-3:.1f} GB, those "
             f"of {large} take {large * 4.8e-3:.1f} GB. Measured is the peak of anonymous and shared memory of the process and its workers together (`Pss_Anon` and "
             "`Pss_Shmem`, sampled five times a second), above what it is after imports. Pages of a mapped file are not counted: the operating "
-            "system drops them when memory is short.\n\n" + "\n".join(lines))
+            "system drops them when memory is short. Peaks shorter than the sampling are missed, so small values, such as ours, are no more than an order of "
+            "magnitude: the batches under way alone may take 0.1 GB each.\n\n" + "\n".join(lines))
 
 
 def write_results(title: str, command: str, text: str) -> None:

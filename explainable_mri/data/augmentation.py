@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'Transform', 'Move', 'Flip', 'Shift', 'Published', 'Augmentation', 'build_transforms']
 
-# %% ../../nbs/19_augmentation.ipynb #897692dc
+# %% ../../nbs/19_augmentation.ipynb #4ac25917
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from types import ModuleType
@@ -19,7 +19,7 @@ import torchio as tio
 from ..config import TRANSFORMS, Component, ConfigError, Registry
 from .volumes import Grid
 
-# %% ../../nbs/19_augmentation.ipynb #c4e49e4b
+# %% ../../nbs/19_augmentation.ipynb #eb7819cd
 class Transform:
     "A random change of volumes, in two halves."
 
@@ -37,7 +37,7 @@ class Transform:
         "Make the variants that were drawn."
         raise NotImplementedError
 
-# %% ../../nbs/19_augmentation.ipynb #e3ec3ace
+# %% ../../nbs/19_augmentation.ipynb #b3723cfa
 class Move(Transform):
     "Reflect volumes at the plane x = 0 and shift them by whole voxels; zeros come in from outside."
 
@@ -108,7 +108,7 @@ def _voxels(distance: float, grid: Grid) -> list[int]:
         raise ValueError(f"a distance of {distance} mm moves the brain out of the grid '{grid.name}'")
     return voxels
 
-# %% ../../nbs/19_augmentation.ipynb #dcbf4658
+# %% ../../nbs/19_augmentation.ipynb #0ebb51ea
 @TRANSFORMS.register("flip")
 class Flip(Move):
     "Exchange left and right, reflecting at the plane x = 0."
@@ -142,7 +142,7 @@ class Shift(Move):
     def draw(self) -> tuple[bool, int, int, int]:
         return False, *(int(torch.randint(-most, most + 1, ())) for most in self.voxels)
 
-# %% ../../nbs/19_augmentation.ipynb #084a4b01
+# %% ../../nbs/19_augmentation.ipynb #fc493e09
 @TRANSFORMS.register("published")
 class Published(Move):
     "One of the 14 copies of Dyrba et al. (2021): not shifted or shifted along one axis, each with and without a flip."
@@ -161,7 +161,7 @@ class Published(Move):
     def draw(self) -> tuple[bool, int, int, int]:
         return self.moves[int(torch.randint(len(self.moves), ()))]
 
-# %% ../../nbs/19_augmentation.ipynb #ed1aba58
+# %% ../../nbs/19_augmentation.ipynb #4abdb32a
 class _FromSeed(Transform):
     "A transform of another library, which is given a seed for each volume."
 
@@ -202,7 +202,7 @@ class _Monai(_FromSeed):
         varied = self.transform(monai.data.MetaTensor(volume, affine=self.affine))
         return varied.as_tensor() if isinstance(varied, monai.data.MetaTensor) else torch.as_tensor(varied)
 
-# %% ../../nbs/19_augmentation.ipynb #ea71fd43
+# %% ../../nbs/19_augmentation.ipynb #827046d9
 _MONAI_MODULES = {f"monai.transforms.{part}.array" for part in ("croppad", "intensity", "smooth_field", "spatial")}
 
 
@@ -220,7 +220,7 @@ LIBRARIES = {
     "monai": (_Monai, _library("monai", monai.transforms, lambda thing: thing.__module__ in _MONAI_MODULES)),
 }
 
-# %% ../../nbs/19_augmentation.ipynb #5abe519d
+# %% ../../nbs/19_augmentation.ipynb #ddfc1495
 class Augmentation:
     "Transforms, one after the other."
 
@@ -288,7 +288,7 @@ class Augmentation:
                               "pad or resize, or make up for them by another one in the list.")
         return varied
 
-# %% ../../nbs/19_augmentation.ipynb #33913992
+# %% ../../nbs/19_augmentation.ipynb #47394447
 def build_transforms(
     components: Sequence[Component],  # names and parameters, from a configuration
     grid: Grid,                       # the grid of the volumes
