@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COHORTS', 'NETWORKS', 'TRANSFORMS', 'LOSSES', 'EXPLAINERS', 'SPLITS', 'ConfigError', 'suggest', 'Component',
-           'Registry', 'SplitConfig', 'TrainingConfig', 'ExplanationConfig', 'ExperimentConfig', 'describe_config',
-           'apply_overrides', 'make_config', 'load_config', 'save_config']
+           'Registry', 'CacheConfig', 'SplitConfig', 'TrainingConfig', 'ExplanationConfig', 'ExperimentConfig',
+           'describe_config', 'apply_overrides', 'make_config', 'load_config', 'save_config']
 
 # %% ../nbs/01_config.ipynb #5cf227ee
 import difflib
@@ -107,6 +107,16 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
+class CacheConfig(_Section):
+    "Where prepared maps are kept."
+
+    folder: Path | None = Field(
+        None, description="folder of prepared maps on disk, for cohorts larger than memory and quick restarts; null keeps maps in memory")
+    dtype: Literal["float32", "float16"] = Field("float32", description="precision in which residual maps are kept")
+    limit_gb: float | None = Field(None, ge=0, description="size in GB above which the maps unused for longest are "
+                                   "removed; null keeps all")
+
+
 class SplitConfig(_Section):
     "How scans are divided into training, validation and test part."
 
@@ -152,6 +162,7 @@ class ExperimentConfig(_Section):
     grid: str = Field("mni_3mm", description="grid on which the maps live")
     covariates: list[str] = Field(["age", "sex", "tiv", "field_strength"],
                                   description="covariates regressed out of the maps; without any, the controls' mean is subtracted")
+    cache: CacheConfig = Field(default_factory=CacheConfig, description="where prepared maps are kept")
     negative: list[str] = Field(["CN"], min_length=1, description="groups that make up class 0")
     positive: list[str] = Field(["MCI", "AD"], min_length=1, description="groups that make up class 1")
     split: SplitConfig = Field(default_factory=SplitConfig, description="training, validation and test part")

@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 
 from ..analysis.regions import region_table, region_tables
 from ..analysis.statistics import Concentration, mean_maps, relevance_concentration
-from ..config import ConfigError, ExperimentConfig
+from ..config import CacheConfig, ConfigError, ExperimentConfig
 from ..data.atlases import load_atlas, load_brain_mask
+from ..data.cache import load_volumes, residual_maps
 from ..data.cohorts import Cohort
-from ..data.datasets import load_volumes
 from ..data.residuals import ResidualModel
 from ..data.volumes import Grid, get_grid, load_map, save_volume
 from .folds import (
@@ -37,13 +37,15 @@ from ..training.trainer import load_trained
 def _explain(config: ExperimentConfig, folder: Path, scans: pd.DataFrame) -> Iterator[np.ndarray]:
     "Yield the relevance map (x, y, z) of each scan."
     model = load_trained(folder / "best.ckpt")
-    volumes = load_volumes(scans, get_grid(model.extras["grid"]))
-    ResidualModel.from_state_dict(model.extras["residuals"]).transform(volumes, scans, out=volumes)
+    grid, residuals = get_grid(model.extras["grid"]), ResidualModel.from_state_dict(model.extras["residuals"])
+    in_memory = CacheConfig(dtype=config.cache.dtype)  # each map is used once, so none is kept
     device = torch.device("cuda" if torch.cuda.is_available() and config.training.accelerator != "cpu" else "cpu")
     explainer = build_explainer(config.explanation.explainer, model.network.to(device))
     with tqdm(total=len(scans), desc="Explaining", unit="scan") as bar:
-        for batch in torch.from_numpy(volumes).split(config.explanation.batch_size):
-            inputs = batch[:, None].to(device)
+        for start in range(0, len(scans), config.explanation.batch_size):
+            batch = scans.iloc[start:start + config.explanation.batch_size]
+            maps = residual_maps(load_volumes(batch, grid), batch, grid, residuals, in_memory)
+            inputs = torch.from_numpy(maps.astype(np.float32, copy=False))[:, None].to(device)
             yield from explainer.attribute(inputs, target=config.explanation.target)[:, 0].cpu().numpy()
             bar.update(len(batch))
 

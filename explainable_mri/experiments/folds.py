@@ -19,8 +19,10 @@ from matplotlib.figure import Figure
 import explainable_mri.data.sources  # registers the sources of cohorts
 from .. import __version__
 from ..config import COHORTS, ConfigError, ExperimentConfig, load_config, save_config, suggest
+from ..data.augmentation import build_transforms
+from ..data.cache import load_volumes, residual_maps
 from ..data.cohorts import Cohort, CohortError
-from ..data.datasets import ScanDataset, build_transforms, labels, load_volumes
+from ..data.datasets import ScanDataset, labels
 from ..data.residuals import ResidualModel
 from ..data.splits import Split, check_leakage, choose_fold, make_splits
 from ..data.volumes import get_grid
@@ -31,7 +33,7 @@ from ..training.metrics import group_metrics
 from ..training.trainer import best_epoch, predict, read_history, train
 
 # %% ../../nbs/71_folds.ipynb #c801977e
-_CHANGEABLE = {"results": True, "explanation": True, "training": {"accelerator", "workers"}}
+_CHANGEABLE = {"results": True, "explanation": True, "training": {"accelerator", "workers"}, "cache": {"folder", "limit_gb"}}
 
 
 def _flatten(values: dict, prefix: str = "") -> dict[str, object]:
@@ -136,9 +138,9 @@ def train_fold(
     open_experiment(config)
     _write_split(cohort, split, folder / "split.csv")
 
-    volumes = load_volumes(cohort.table, cohort.grid)
+    volumes = load_volumes(cohort.table, cohort.grid, config.cache)
     residuals = _fit_residuals(config, cohort, split, volumes)
-    residuals.transform(volumes, cohort.table, out=volumes)
+    volumes = residual_maps(volumes, cohort.table, cohort.grid, residuals, config.cache)
 
     classes = labels(cohort.table, config.negative, config.positive)
     transform = build_transforms(config.transforms, cohort.grid)

@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import distributed, nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 from tqdm import tqdm
 
@@ -76,7 +76,19 @@ class _Seeded(Dataset):
         row, seed = key
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return self.dataset[row]
+            return self.dataset[row] | {"seed": seed}
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, torch.Tensor] | list[dict[str, Any]]:
+        "A batch, made at once where the dataset can do that, else its items."
+        if not hasattr(self.dataset, "batch"):
+            return [self[key] for key in keys]
+        rows, seeds = zip(*keys)
+        return self.dataset.batch(rows, seeds) | {"seed": torch.tensor(seeds)}
+
+
+def _collate(items: dict[str, torch.Tensor] | list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    "Items as a batch, which they may be already."
+    return items if isinstance(items, dict) else default_collate(items)
 
 # %% ../../nbs/31_trainer.ipynb #74e0a8c2
 class Classifier(lightning.LightningModule):
@@ -94,6 +106,7 @@ class Classifier(lightning.LightningModule):
         super().__init__()
         self.network, self.loss = network, loss
         self.learning_rate, self.seed, self.about = learning_rate, seed, about
+        self.augmentation = None  # varies training batches on the device, where it is not done in the data loader
         self.auc = MulticlassAUROC(classes)
         self.balanced_accuracy = MulticlassAccuracy(classes, average="macro")
 
@@ -103,6 +116,11 @@ class Classifier(lightning.LightningModule):
     def on_fit_start(self) -> None:
         if self.device.type == "cpu":
             self.network.to(memory_format=torch.channels_last_3d)
+
+    def on_after_batch_transfer(self, batch: dict, loader_index: int) -> dict:
+        if self.augmentation is None or not self.trainer.training:
+            return batch
+        return batch | {"volume": self.augmentation.batch(batch["volume"], batch["seed"].tolist())}
 
     def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
         torch.manual_seed(_seed(self.seed, self.current_epoch, batch_index, self.global_rank))
@@ -300,7 +318,8 @@ def train(
     """Train a network, or go on where `folder`'s last checkpoint stands, and return the best epoch's.
 
     A dataset with an attribute `targets`, the class of each item in order, spares a pass over the items. Augmentation
-    must draw from PyTorch's global random numbers, as TorchIO does, to be repeatable.
+    must draw from PyTorch's global random numbers to be repeatable. On a graphics processor it is done there, in
+    batches, where the dataset's `transform` can do it, with the same result.
 
     Raises `TrainingError` when a class is missing, `folder` holds another training, `extras` are not plain data or the
     loss is not finite, and `ConfigError` for unknown names and parameters."""
@@ -340,10 +359,17 @@ def train(
             options = {"batch_size": config.batch_size, "num_workers": config.workers,
                        "persistent_workers": config.workers > 0,
                        "pin_memory": trainer.strategy.root_device.type == "cuda"}
+            if _augments_on(trainer.strategy.root_device, training_set):
+                module.augmentation, training_set = training_set.transform, training_set.without_transform()
             sampler = _EpochSampler(training_set, seed, epochs)
-            trainer.fit(module, DataLoader(_Seeded(training_set), sampler=sampler, **options),
+            trainer.fit(module, DataLoader(_Seeded(training_set), sampler=sampler, collate_fn=_collate, **options),
                         DataLoader(validation_set, **options), ckpt_path=last if epochs else None)
     return load_trained(folder / "best.ckpt")
+
+
+def _augments_on(device: torch.device, dataset: Dataset) -> bool:
+    "Tell whether the dataset's augmentation is done in batches on the device rather than in the data loader."
+    return device.type != "cpu" and getattr(getattr(dataset, "transform", None), "on_device", False)
 
 
 def _progress_of(last: Path, about: dict[str, Any]) -> tuple[int, bool]:
