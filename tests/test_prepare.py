@@ -152,7 +152,7 @@ def test_rerun_makes_only_what_is_missing(study, monkeypatch):
 def test_what_was_filled_in_stays(study, tmp_path):
     source, out = study[0], tmp_path / "prepared"
     shutil.copytree(study[1], out)
-    table = pd.read_csv(out / "participants.tsv", sep="\t").set_index("subject", drop=False)
+    table = pd.read_csv(out / "participants.tsv", sep="\t", dtype=object).set_index("subject", drop=False).assign(mmse=None)
     table.loc["bare", ["group", "age", "mmse"]] = ["CN", 71, 29]
     table.to_csv(out / "participants.tsv", sep="\t", index=False)
     prepare(source, out, grid=GRID.name)
