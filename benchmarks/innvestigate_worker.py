@@ -9,6 +9,8 @@ import sys
 import time
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# Off by default on processors without AVX-512, where it makes TensorFlow several times as fast.
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 
 import numpy as np
 import tensorflow as tf

@@ -8,7 +8,6 @@ __all__ = ['Tensors', 'RULES', 'Operation', 'LinearLayer', 'Dense', 'Scale', 'St
            'Z', 'Epsilon', 'Gamma', 'WSquare', 'Flat', 'AlphaBeta', 'ZPlus', 'ZPlusFast', 'Bounded', 'AlphaBetaX']
 
 # %% ../../nbs/40_lrp_rules.ipynb #4a66361d
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,17 +46,6 @@ class Operation:
 
         return output.detach(), pull
 
-# %% ../../nbs/40_lrp_rules.ipynb #06e9d486
-_SMALL = 100_000_000  # multiplications for a sample; up to here, double precision costs little
-
-
-def _exactly(function: Callable, work: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
-             *more: Any) -> torch.Tensor:
-    "Apply a linear function, summing up in double precision where there is not much to sum."
-    if x.dtype != torch.float32 or x.device.type == "mps" or work > _SMALL:
-        return function(x, weight, bias, *more)
-    return function(x.double(), weight.double(), None if bias is None else bias.double(), *more).float()
-
 # %% ../../nbs/40_lrp_rules.ipynb #edaeef01
 class LinearLayer(Operation):
     "A layer w·x + b; rules use it with other weights, forwards and transposed."
@@ -95,7 +83,7 @@ class Dense(LinearLayer):
     "A fully connected layer, `nn.Linear`."
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return _exactly(F.linear, weight.numel(), x, weight, bias)
+        return F.linear(x, weight, bias)
 
     def transpose(self, y: torch.Tensor, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         return y @ weight
@@ -143,6 +131,23 @@ _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 _CONVOLVE_TRANSPOSED = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
 
 
+def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple, padding: tuple | str,
+              dilation: tuple, groups: int) -> torch.Tensor:
+    "Convolve, on the CPU with oneDNN also where PyTorch would not."
+    weight = _as_fast(weight)
+    if x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 5 and not isinstance(padding, str) \
+            and torch.backends.mkldnn.is_available():
+        return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
+    return _CONVOLVE[x.dim()](x, weight, bias, stride, padding, dilation, groups)
+
+
+def _turned_around(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    "The kernel that takes outputs back to inputs: flipped along the spatial axes, its channels exchanged."
+    out, into, *size = weight.shape
+    turned = weight.reshape(groups, out // groups, into, *size).transpose(1, 2).reshape(-1, out // groups, *size)
+    return turned.flip(tuple(range(2, weight.dim())))
+
+
 class Convolution(LinearLayer):
     "`nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d` with zero padding."
 
@@ -158,16 +163,23 @@ class Convolution(LinearLayer):
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         m = self.module
-        work = weight.numel() * x[0, 0].numel() // math.prod(m.stride)
-        return _exactly(_CONVOLVE[x.dim()], work, x, _as_fast(weight), bias, m.stride, m.padding, m.dilation, m.groups)
+        return _convolve(x, weight, bias, m.stride, m.padding, m.dilation, m.groups)
 
     def transpose(self, y: torch.Tensor, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        m = self.module
+        rest = [d * (k - 1) - p for d, k, p in zip(m.dilation, m.kernel_size, self.padding)]
+        if max(m.stride) == 1 and min(rest) >= 0:
+            x = _convolve(y, _turned_around(weight, m.groups), None, m.stride, rest, m.dilation, m.groups)
+        else:
+            x = self._transpose_strided(y, weight, shape)
+        return x[(..., *(slice(size) for size in shape[2:]))]
+
+    def _transpose_strided(self, y: torch.Tensor, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         m = self.module
         smallest = [(n - 1) * s - 2 * p + d * (k - 1) + 1
                     for n, s, p, d, k in zip(y.shape[2:], m.stride, self.padding, m.dilation, m.kernel_size)]
         rest = [max(size - least, 0) for size, least in zip(shape[2:], smallest)]  # voxels that a stride leaves over
-        x = _CONVOLVE_TRANSPOSED[y.dim()](y, _as_fast(weight), None, m.stride, self.padding, rest, m.groups, m.dilation)
-        return x[(..., *(slice(size) for size in shape[2:]))]
+        return _CONVOLVE_TRANSPOSED[y.dim()](y, _as_fast(weight), None, m.stride, self.padding, rest, m.groups, m.dilation)
 
     def scaled(self, scale: torch.Tensor, shift: torch.Tensor) -> "Convolution":
         weight = self.weight * scale.reshape(-1, *[1] * (self.weight.dim() - 1))
@@ -179,6 +191,7 @@ def _padding(module: nn.Module) -> tuple[int, ...]:
     if module.padding == "same":
         return tuple(d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size))
     return (0,) * len(module.kernel_size) if module.padding == "valid" else tuple(module.padding)
+
 
 # %% ../../nbs/40_lrp_rules.ipynb #d99c52af
 def _channels_last(dimensions: int) -> torch.memory_format:
