@@ -202,7 +202,8 @@ def write_results(text: str, notes: str) -> None:
         "defines it. Each row replaces one definition, `all` every one; difference and correlation are to the baseline, over voxels. "
         "Shares are of the sum of magnitudes in a region of the AAL atlas, both sides; *share moved* is half the sum of their changes. "
         "*From the peer* is the relative L2 difference between our map and the peer's own: iNNvestigate 2.1.2 (its reference map, every "
-        f"fourth voxel) for the baseline, Captum {version('captum')} and Zennit 0.5.1, the rows before, for our rules set to theirs. "
+        f"fourth voxel) for the baseline, Captum {version('captum')} and Zennit 0.5.1, the rows before, for our rules set to theirs; "
+        "*merged exactly*, with ε moved into the variance first, is compared with our rules in the row before. "
         f"PyTorch {torch.__version__}.\n\n{text}\n\n{notes}\n{end}")
     old = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
     if begin in old:
