@@ -21,7 +21,7 @@ from explainable_mri.explainers.graph import (
     evaluation_mode)
 from .rules import (
     RULES, AlphaBeta, AlphaBetaX, Bounded, Epsilon, Flat, Gamma, Gradient, Operation, Pass, Proportional, Rule,
-    WSquare, Z, ZPlus, ZPlusFast, fast_layout)
+    WSquare, Z, ZPlus, ZPlusFast, fast_layout, keep_freed_memory)
 
 # %% ../../nbs/42_lrp.ipynb #cefaeaf6
 Convention = Literal["innvestigate", "standard"]
@@ -243,6 +243,9 @@ def read_composite(
     return replace(composite, rules={**composite.rules, **rules})
 
 # %% ../../nbs/42_lrp.ipynb #a976c364
+_LARGE = 1_000_000  # voxels in a batch, from which getting memory takes longer than computing
+
+
 class LRP:
     "Layer-wise relevance propagation through any network that torch.fx can trace."
 
@@ -297,6 +300,8 @@ class LRP:
     ) -> torch.Tensor:                                             # relevance, of the inputs' shape
         "Relevance of every input value for the logit of a class; raises `ExplainerError` for a target out of range."
         inputs = inputs.detach().as_subclass(torch.Tensor)
+        if inputs.device.type == "cpu" and inputs.numel() > _LARGE:
+            keep_freed_memory()
         with torch.no_grad(), evaluation_mode(self.graph.network):
             logits, saved = self._forward(fast_layout(inputs))
             targets = choose_targets(logits, target)[:, None]
