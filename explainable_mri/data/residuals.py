@@ -142,7 +142,7 @@ _BLOCK = 16  # maps in memory at a time
 
 def _release(array: np.ndarray) -> None:
     "Hand back the memory of a memory-mapped array; what was written to it stays in the file."
-    if isinstance(array, np.memmap) and array.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
+    if getattr(array, "_mmap", None) is not None and array.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
         array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
