@@ -137,7 +137,7 @@ class Design:
         return columns
 
 # %% ../../nbs/15_residuals.ipynb #13f8fe5e
-_BLOCK = 16  # maps in memory at a time
+_BLOCK = 8  # maps in memory at a time
 
 
 def _release(array: np.ndarray) -> None:
@@ -203,7 +203,8 @@ class ResidualModel:
         out: np.ndarray | None = None,  # array (maps, x, y, z) to write to, such as a memory map or `volumes` itself
     ) -> np.ndarray:                    # residual maps, float32 (maps, x, y, z); `out` where it is given
         "Subtract the prediction, intercept included, so that the fitted controls have a mean of zero in each voxel."
-        self.design_.matrix(table)
+        design, coefficients = self.design_.matrix(table).astype(np.float32), self.coefficients_.reshape(len(self.coefficients_), -1)
+        expected = np.empty((_BLOCK, coefficients.shape[1]), np.float32)
         shape = self.coefficients_.shape[1:]
         out = np.empty((len(table), *shape), np.float32) if out is None else out
         if out.shape != (len(table), *shape):
@@ -211,7 +212,8 @@ class ResidualModel:
         for rows, block in _blocks(volumes, len(table), "Removing covariates"):
             if block.shape[1:] != shape:
                 raise ValueError(f"The model was fitted on maps of shape {shape}, not {block.shape[1:]}.")
-            np.subtract(block, self.predict(table.iloc[rows]), out=out[rows], casting="same_kind")
+            np.matmul(design[rows], coefficients, out=expected[:len(block)])
+            np.subtract(block, expected[:len(block)].reshape(block.shape), out=out[rows], casting="same_kind")
             _release(out)
         return out
 
