@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from lrp import EPSILON, FOLDER, NETWORKS, ROOT, TARGET, captum_maps, zennit_maps
 from PIL import Image
+from results import write_section
 from torch import nn
 
 from explainable_mri.analysis.regions import merge_regions, region_table, without_side
@@ -195,20 +196,16 @@ def table(rows: pd.DataFrame) -> str:
 
 def write_results(text: str, notes: str) -> None:
     "Replace this benchmark's section of RESULTS.md."
-    path, begin, end = Path(__file__).with_name("RESULTS.md"), "<!-- begin differences -->", "<!-- end differences -->"
-    section = (
-        f"{begin}\n## What each difference changes\n\n`python benchmarks/differences.py`, {datetime.date.today()}; the group's three networks "
+    write_section(
+        "differences",
+        f"## What each difference changes\n\n`python benchmarks/differences.py`, {datetime.date.today()}; the group's three networks "
         f"on their reference scan (179×169×208), class {TARGET}. Baseline: `lrp.sequential_preset_a`, ε = {EPSILON}, as iNNvestigate "
         "defines it. Each row replaces one definition, `all` every one; difference and correlation are to the baseline, over voxels. "
         "Shares are of the sum of magnitudes in a region of the AAL atlas, both sides; *share moved* is half the sum of their changes. "
         "*From the peer* is the relative L2 difference between our map and the peer's own: iNNvestigate 2.1.2 (its reference map, every "
         f"fourth voxel) for the baseline, Captum {version('captum')} and Zennit 0.5.1, the rows before, for our rules set to theirs; "
         "*merged exactly*, with ε moved into the variance first, is compared with our rules in the row before. "
-        f"PyTorch {torch.__version__}.\n\n{text}\n\n{notes}\n{end}")
-    old = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
-    if begin in old:
-        old = old[:old.index(begin)] + old[old.index(end) + len(end):].lstrip("\n")
-    path.write_text(old.rstrip() + "\n\n" + section + "\n", encoding="utf-8")
+        f"PyTorch {torch.__version__}.\n\n{text}\n\n{notes}")
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from results import write_section
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".benchmarks" / "loading"
 DIFFERENT = 40
@@ -241,15 +243,10 @@ def measure_memory(small: int, large: int, batch_size: int) -> str:
 
 def write_results(title: str, command: str, text: str) -> None:
     "Replace this benchmark's section of RESULTS.md."
-    path, mark = Path(__file__).with_name("RESULTS.md"), f"loading-{command}"
-    begin, end = f"<!-- begin {mark} -->", f"<!-- end {mark} -->"
     versions = "; ".join(f"{package} {version(package)}" for package in ("torchio", "monai", "torch", "numpy"))
-    section = (f"{begin}\n## {title}\n\n`python benchmarks/loading.py {command}`, {datetime.date.today()}, {os.cpu_count()} CPU cores "
-               f"({platform.machine()}). {text}\n\nVersions: {versions}.\n{end}")
-    old = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
-    if begin in old:
-        old = old[:old.index(begin)] + old[old.index(end) + len(end):].lstrip("\n")
-    path.write_text(old.rstrip() + "\n\n" + section + "\n", encoding="utf-8")
+    write_section(f"loading-{command}",
+                  f"## {title}\n\n`python benchmarks/loading.py {command}`, {datetime.date.today()}, {os.cpu_count()} CPU cores "
+                  f"({platform.machine()}). {text}\n\nVersions: {versions}.")
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import write_section
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
@@ -205,17 +206,12 @@ def table(results: dict[str, dict[str, dict]]) -> str:
 
 def write_results(text: str, device: str, versions: list[str], repeats: int, rounds: int) -> None:
     "Replace this benchmark's section of RESULTS.md."
-    path, mark = Path(__file__).with_name("RESULTS.md"), f"lrp-{device}"
-    begin, end = f"<!-- begin {mark} -->", f"<!-- end {mark} -->"
     processor = torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores ({platform.machine()})"
-    section = (f"{begin}\n## LRP on the group's networks, {device.upper()}\n\n"
-               f"`python benchmarks/lrp.py --device {device}`, {datetime.date.today()}, {processor}; `lrp.sequential_preset_a`, "
-               f"ε = 1e-10, class 1, volume of 179×169×208 voxels, batch 1. {rounds} rounds of {repeats} maps, each peer in its own process, "
-               f"graphs and tracing excluded.\n\n{text}\n\nVersions: {'; '.join(versions)}.\n{end}")
-    old = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
-    if begin in old:
-        old = old[:old.index(begin)] + old[old.index(end) + len(end):].lstrip("\n")
-    path.write_text(old.rstrip() + "\n\n" + section + "\n", encoding="utf-8")
+    write_section(f"lrp-{device}",
+                  f"## LRP on the group's networks, {device.upper()}\n\n"
+                  f"`python benchmarks/lrp.py --device {device}`, {datetime.date.today()}, {processor}; `lrp.sequential_preset_a`, "
+                  f"ε = 1e-10, class 1, volume of 179×169×208 voxels, batch 1. {rounds} rounds of {repeats} maps, each peer in its own process, "
+                  f"graphs and tracing excluded.\n\n{text}\n\nVersions: {'; '.join(versions)}.")
 
 
 def main() -> None:
