@@ -265,14 +265,21 @@ def _pooling(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
 class GlobalMaxPool(nn.Module):
     "The largest value of each channel; equal ones share the gradient."
 
+    def __init__(
+        self,
+        axes: int,  # spatial axes
+    ):
+        super().__init__()
+        self.axes = tuple(range(2, axes + 2))
+
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return values.amax(tuple(range(2, values.dim())), keepdim=True)
+        return values.amax(self.axes, keepdim=True)
 
 
 @_builds(*(f"Global{kind}Pooling{axes}D" for kind in ("Max", "Average") for axes in (1, 2, 3)))
 def _global_pooling(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
     axes = len(shapes[0]) - 1
-    modules = {"pool": GlobalMaxPool() if "Max" in config["class_name"] else _GLOBAL_AVERAGE[axes](1)}
+    modules = {"pool": GlobalMaxPool(axes) if "Max" in config["class_name"] else _GLOBAL_AVERAGE[axes](1)}
     return modules if config.get("keepdims") else modules | {"flatten": nn.Flatten()}
 
 # %% ../../nbs/21_keras_layers.ipynb #6ff71d4f
