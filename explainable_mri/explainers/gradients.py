@@ -16,7 +16,7 @@ from captum import attr
 from torch import nn
 
 from ..config import EXPLAINERS, Component, suggest
-from .graph import ExplainerError, Step, choose_targets, evaluation_mode
+from .graph import ExplainerError, Step, check_inputs, choose_targets, evaluation_mode
 from .lrp import LRP, Composite, Convention
 from .rules import Gradient, PositiveGradient, PositivePass, Rule
 
@@ -37,7 +37,7 @@ class GradientExplainer:
     ) -> torch.Tensor:                                            # tensor of the inputs' shape
         "Explain the logit of a class for each sample."
         with evaluation_mode(self.network):
-            inputs = inputs.detach().as_subclass(torch.Tensor).clone()
+            inputs = check_inputs(inputs).clone()
             with torch.no_grad():
                 targets = choose_targets(self.network(inputs), target)
             with torch.enable_grad():

@@ -17,8 +17,8 @@ from torch import fx, nn
 
 from ..config import EXPLAINERS, Component, Registry, suggest
 from explainable_mri.explainers.graph import (
-    ExplainerError, Graph, Step, batch_norm_scale, batch_norm_surrogate, choose_targets,
-    evaluation_mode)
+    ExplainerError, Graph, Step, batch_norm_scale, batch_norm_surrogate, check_inputs,
+    choose_targets, evaluation_mode)
 from .rules import (
     RULES, AlphaBeta, AlphaBetaX, Bounded, Epsilon, Flat, Gamma, Gradient, Operation, Pass, Proportional, Rule,
     WSquare, Z, ZPlus, ZPlusFast, fast_layout, keep_freed_memory)
@@ -299,7 +299,7 @@ class LRP:
         target: int | Sequence[int] | torch.Tensor | None = None,  # class, a class for each sample, or None: the predicted
     ) -> torch.Tensor:                                             # relevance, of the inputs' shape
         "Relevance of every input value for the logit of a class; raises `ExplainerError` for a target out of range."
-        inputs = inputs.detach().as_subclass(torch.Tensor)
+        inputs = check_inputs(inputs)
         if inputs.device.type == "cpu" and inputs.numel() > _LARGE:
             keep_freed_memory()
         with torch.no_grad(), evaluation_mode(self.graph.network):
