@@ -74,7 +74,8 @@ class Layout:
 LAYOUTS = {"group": Layout(axes=(2, 0, 1), flip=(True, True, True))}
 
 # names of the grids in `explainable_mri.data.volumes` by the shape of their arrays
-_GRID_NAMES = {(169, 208, 179): "clinica_1mm", (100, 120, 100): "cat12_1.5mm", (50, 60, 50): "mni_3mm"}
+_GRID_NAMES = {(169, 208, 179): "clinica_1mm", (100, 120, 100): "cat12_1.5mm", (91, 109, 91): "oasis_2mm",
+               (50, 60, 50): "mni_3mm"}
 
 
 def get_layout(
