@@ -38,8 +38,10 @@ def test_native_format_keeps_the_network(path, tmp_path):
     report = import_keras(path, tmp_path)
     network = load_network(tmp_path)
     assert report.equals(layer_report(network))
-    with torch.no_grad():
-        torch.testing.assert_close(network(read_input(path)), load_keras(path)(read_input(path)), rtol=0, atol=0)
+    original = load_keras(path)
+    torch.testing.assert_close(network.state_dict(), original.state_dict(), rtol=0, atol=0)
+    with torch.no_grad():  # the same numbers elsewhere in memory may be summed in another order
+        torch.testing.assert_close(network(read_input(path)), original(read_input(path)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", GROUP, ids=lambda path: path.stem)
