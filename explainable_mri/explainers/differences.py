@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 
 from .lrp import Composite, make_composite, preset
+from .layers import LinearLayer, Operation
 from .rules import (
-    AlphaBeta, Epsilon, Gradient, LinearLayer, Operation, Pass, Proportional, Rule, Tensors, stabilize)
+    AlphaBeta, Epsilon, Gradient, Pass, Proportional, Rule, Tensors, stabilize)
 
 # %% ../../nbs/44_why_maps_differ.ipynb #8d4a5be9
 def compare_maps(

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .rules import Convolution, Dense, LinearLayer, Operation, Scale, StandIn
+from .layers import Convolution, Dense, Elementwise, LinearLayer, Operation, Scale, StandIn
 
 # %% ../../nbs/41_lrp_graph.ipynb #f9241424
 class ExplainerError(ValueError):
@@ -245,7 +245,7 @@ class Graph:
                 given[node] = self.run(node, given)
             return given[step.node]
 
-        return Operation(function)
+        return Elementwise(function) if step.kind in _ELEMENTWISE else Operation(function)
 
     def _chain(self, step: Step) -> list[fx.Node]:
         "The nodes that make up a step: itself, and the split of which it takes an element."
@@ -321,6 +321,7 @@ def _batch_norm_parameters(module: nn.Module) -> tuple[torch.Tensor, ...]:
     return gamma, beta, mean, variance
 
 
+_ELEMENTWISE = ("activation", "activation layer", "ReLU layer")
 _LINEAR: dict[str, Callable[[nn.Module], LinearLayer]] = {
     "dense": lambda module: Dense(module.weight, module.bias),
     "convolution": Convolution,

@@ -19,9 +19,10 @@ from ..config import EXPLAINERS, Component, Registry, suggest
 from explainable_mri.explainers.graph import (
     ExplainerError, Graph, Step, batch_norm_scale, batch_norm_surrogate, check_inputs,
     choose_targets, evaluation_mode)
-from .rules import (
-    RULES, AlphaBeta, AlphaBetaX, Bounded, Epsilon, Flat, Gamma, Gradient, Operation, Pass, Proportional, Rule,
-    WSquare, Z, ZPlus, ZPlusFast, fast_layout, keep_freed_memory)
+from .layers import Box, Elementwise, Operation, fast_layout, filled, is_large, keep_freed_memory
+from explainable_mri.explainers.rules import (
+    RULES, AlphaBeta, AlphaBetaX, Bounded, Epsilon, Flat, Gamma, Gradient, Pass, Proportional, Rule, WSquare, Z, ZPlus,
+    ZPlusFast)
 
 # %% ../../nbs/42_lrp.ipynb #cefaeaf6
 Convention = Literal["innvestigate", "standard"]
@@ -243,9 +244,6 @@ def read_composite(
     return replace(composite, rules={**composite.rules, **rules})
 
 # %% ../../nbs/42_lrp.ipynb #a976c364
-_LARGE = 1_000_000  # voxels in a batch, from which getting memory takes longer than computing
-
-
 class LRP:
     "Layer-wise relevance propagation through any network that torch.fx can trace."
 
@@ -300,7 +298,7 @@ class LRP:
     ) -> torch.Tensor:                                             # relevance, of the inputs' shape
         "Relevance of every input value for the logit of a class; raises `ExplainerError` for a target out of range."
         inputs = check_inputs(inputs)
-        if inputs.device.type == "cpu" and inputs.numel() > _LARGE:
+        if is_large(inputs):
             keep_freed_memory()
         with torch.no_grad(), evaluation_mode(self.graph.network):
             logits, saved = self._forward(fast_layout(inputs))
@@ -311,12 +309,14 @@ class LRP:
 
     def _forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, list[tuple[fx.Node, Operation, tuple]]]:
         "Logits, and for each step its operation and what its rule keeps."
-        graph, values, saved = self.graph, {self.graph.input: inputs}, []
+        graph, values, saved, reached = self.graph, {self.graph.input: inputs}, [], {}
         for node in graph.nodes:
             if node in graph.steps:
                 operation = self._operation(graph.steps[node], values)
                 arguments = [values[one] for one in graph.steps[node].inputs]
+                operation.wanted = self._wanted(node, arguments, reached)
                 values[node], kept = self.rules[node].forward(operation, *arguments)
+                reached[node] = operation.reached(values[node].shape)
                 saved.append((node, operation, kept))
             elif node is not graph.input:
                 values[node] = graph.run(node, values)
@@ -324,10 +324,19 @@ class LRP:
                 del values[used]
         return values[graph.output], saved
 
+    def _wanted(self, node: fx.Node, arguments: list[torch.Tensor], reached: dict[fx.Node, Box | None]) -> Box | None:
+        "The voxels of a step's input whose relevance can reach a voxel of the scan that is not zero."
+        step, (first, *others) = self.graph.steps[node], arguments
+        if others or not is_large(first):
+            return None
+        if step.from_input:
+            return filled(first) if self.rules[node].skips_zeros else None
+        return reached.get(step.inputs[0])
+
     def _operation(self, step: Step, values: dict[fx.Node, Any]) -> Operation:
         "A step as the rules see it, with batch normalisation as the convention wants it."
         if step.node in self.folded.values():
-            return Operation(lambda x: x)
+            return Elementwise(lambda x: x)
         if step.kind == "normalization" and self.composite.surrogate:
             return batch_norm_surrogate(step.module)
         operation = self.graph.operation(step, values)
