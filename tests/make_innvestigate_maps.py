@@ -73,6 +73,20 @@ def shared(x):
     return L.Add()([activation(convolution(x)), activation(convolution(activation(convolution(x))))])
 
 
+def nested(x):
+    "A model that is used as a layer."
+    scan = L.Input(x.shape[1:])
+    y = L.ReLU()(L.BatchNormalization()(L.Conv2D(3, 3, padding="same")(scan)))
+    y = L.Conv2D(3, 2, padding="same", activation="relu")(L.Add()([y, y, scan]))
+    return keras.Model(scan, L.AveragePooling2D(2)(y))(x)
+
+
+def repeated(x):
+    "Layers that a tensor enters twice."
+    x = L.Add()([x, L.Conv2D(3, 3, padding="same")(x), x])
+    return L.Concatenate()([x, L.BatchNormalization()(x), x])
+
+
 NETWORKS = {
     "strides": lambda: keras.Sequential([
         L.InputLayer((9, 10, 1)), L.Conv2D(4, (3, 4), strides=(2, 3), padding="same", activation="relu"),
@@ -99,6 +113,8 @@ NETWORKS = {
         L.Conv2D(3, 3, activation="relu"), L.Cropping2D(((1, 0), (2, 1))), L.Dense(2, activation="relu"),
         L.Reshape((-1, 6)), L.Conv1D(4, 3, activation="relu"), L.Flatten(), head()),
     "shared": lambda: functional((10, 9, 1), shared, L.GlobalMaxPooling2D(), L.Dense(4, activation="relu"), head()),
+    "nested": lambda: functional((8, 9, 1), L.Conv2D(3, 3, padding="same", activation="relu"), nested, L.BatchNormalization(),
+                                 repeated, L.Flatten(), head()),
     "trained": lambda: keras.Sequential([
         L.InputLayer((5, 6, 5, 1)), L.Conv3D(4, 3, padding="same", activation="relu"), L.MaxPooling3D(2),
         L.SpatialDropout3D(0.1), L.BatchNormalization(), L.Flatten(), L.Dropout(0.1), L.Dense(6, activation="relu"), head(2)]),
@@ -148,11 +164,13 @@ def main(names):
         neurons = [int(one) for one in rng.integers(classes, size=len(x))]
         results = {"x": x, "neurons": np.array(neurons)}
         for analyzer, parameters in ANALYZERS:
+            if name == "nested" and "gradient" in analyzer:
+                continue  # iNNvestigate counts the path of a repeated input twice, which is not the gradient
             keras.backend.clear_session()  # iNNvestigate grows the graph, and with it slows down
             keras.backend.set_learning_phase(0)
             loaded = keras.models.load_model(path, compile=False)
             loaded = keras.Model(loaded.inputs, loaded.outputs)  # a Sequential does not list its input
-            for layer in loaded.layers:  # iNNvestigate adds layers of its own, whose names could clash
+            for layer in loaded._flatten_layers(include_self=False):  # iNNvestigate adds layers of its own, whose names could clash
                 layer._name = f"network_{layer.name}"
             network = innvestigate.model_wo_softmax(loaded)
             results["logits"] = network.predict(x)

@@ -23,7 +23,7 @@ def as_batch(array: np.ndarray) -> torch.Tensor:
 
 
 def test_files_are_there():
-    assert len(FILES) == 10
+    assert len(FILES) == 11
     assert sum(path.stat().st_size for path in FILES[0].parent.iterdir()) < 300_000
 
 

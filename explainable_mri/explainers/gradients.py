@@ -16,7 +16,8 @@ from captum import attr
 from torch import nn
 
 from ..config import EXPLAINERS, Component, suggest
-from .graph import ExplainerError, Step, check_inputs, choose_targets, evaluation_mode
+from .graph import (
+    ExplainerError, Step, check_inputs, choose_targets, evaluation_mode, explain_misfit)
 from .lrp import LRP, Composite, Convention
 from .rules import Gradient, PositiveGradient, PositivePass, Rule
 
@@ -38,7 +39,7 @@ class GradientExplainer:
         "Explain the logit of a class for each sample."
         with evaluation_mode(self.network):
             inputs = check_inputs(inputs).clone()
-            with torch.no_grad():
+            with torch.no_grad(), explain_misfit(self.network, inputs):
                 targets = choose_targets(self.network(inputs), target)
             with torch.enable_grad():
                 return self._explain(inputs, targets).detach()
@@ -146,7 +147,7 @@ def _gradient_composite(relu: Gradient | PositivePass) -> Composite:
     kinds = ("dense", "convolution", "normalization", "addition", "subtraction", "multiplication", "scaling", "average",
              "mean of branches", "routing", "reshape")
     return _ReluComposite({**dict.fromkeys(kinds, Gradient()),
-                           **dict.fromkeys(("activation", "activation layer", "ReLU layer"), relu)})
+                           **dict.fromkeys(("activation", "activation layer", "ReLU layer"), relu)}, keras_layers=True)
 
 
 @EXPLAINERS.register("deconvnet")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ExplainerError', 'evaluation_mode', 'Step', 'Graph', 'batch_norm_scale', 'batch_norm_surrogate', 'check_inputs',
-           'choose_targets']
+           'explain_misfit', 'choose_targets']
 
 # %% ../../nbs/41_lrp_graph.ipynb #75ffbccc
 import copy
@@ -102,6 +102,8 @@ class Step:
     module: nn.Module | None     # the module, where it is one
     from_input: bool             # nothing but reshaping lies between the network's input and this step
     index: int                   # number of the layer; the input is layer 0, an activation belongs to the layer before
+    nested: bool = False         # it belongs to a Keras model that is used as a layer
+    uses: tuple[int, ...] = ()   # how often each input enters: [2] for Keras's `Add()([x, x])`
 
     @property
     def rule(self) -> str | None:
@@ -135,11 +137,20 @@ def _kind_of_activation(module: nn.Module) -> str:
     return "activation layer" if getattr(module, "keras_class", None) == "Activation" else "activation"
 
 
-def _layer_name(node: fx.Node, modules: dict[str, nn.Module]) -> str:
-    "Name of the layer to which a step belongs; an imported Keras layer may consist of several modules and functions."
+def _layer_name(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, bool]:
+    "Name of the layer to which a step belongs, and whether it is a nested model; a Keras layer may be several steps."
     within = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     own = node.target if node.op == "call_module" else node.name
-    return next((path for path in within if hasattr(modules[path], "keras_class")), own)
+    name = next((path for path in within if hasattr(modules[path], "keras_class")), own)
+    model = getattr(modules.get(name), "keras_model", "")
+    return (model, True) if model else (name, False)
+
+
+def _count_uses(node: fx.Node, inputs: tuple[fx.Node, ...]) -> tuple[int, ...]:
+    "How often each input stands among a step's arguments."
+    arguments: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), arguments.append)
+    return tuple(arguments.count(one) for one in inputs)
 
 
 def _function_name(target: Any) -> str:
@@ -155,7 +166,7 @@ class Graph:
         self,
         network: nn.Module,  # any network that torch.fx can trace; it is not changed
     ):
-        self.network = network
+        self.network = network = _unwrapped(network)
         try:
             with evaluation_mode(network):
                 self.graph = _Tracer().trace(network)
@@ -206,12 +217,13 @@ class Graph:
             if before and kind == "reshape":
                 plain.add(node)
             tracked.add(node)
-            layer = _layer_name(node, modules)
+            layer, nested = _layer_name(node, modules)
             turned = before and kind == "reshape" and layer == node.name  # the input, by a function such as permute
             if kind != "activation" and not turned:
                 index = numbers.setdefault(layer, len(numbers) + 1)
             steps[node] = Step(node.target if module is not None else node.name, kind,
-                               type(module).__name__ if module is not None else name, inputs, node, module, before, index)
+                               type(module).__name__ if module is not None else name, inputs, node, module, before, index,
+                               nested, _count_uses(node, inputs))
         late = {step.module for step in steps.values() if not step.from_input}
         for step in steps.values():  # a module that is also used further on is not the network's first
             step.from_input = step.from_input and (step.module is None or step.module not in late)
@@ -280,6 +292,13 @@ class Graph:
         return _OUT_OF_PLACE.get(node.target, node.target)(*args, **kwargs)
 
 
+def _unwrapped(network: nn.Module) -> nn.Module:
+    "The network inside `torch.compile`, `DataParallel` or `DistributedDataParallel`."
+    while isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(network, "_orig_mod"):
+        network = network._orig_mod if hasattr(network, "_orig_mod") else network.module
+    return network
+
+
 _OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
                  operator.itruediv: operator.truediv, torch.relu_: torch.relu, F.relu_: F.relu}
 
@@ -339,6 +358,42 @@ def check_inputs(
     if bad := inputs.numel() - int(torch.isfinite(inputs).sum()):
         raise ExplainerError(f"The inputs hold {bad} values that are not finite, of {inputs.numel()}. Mend the scan, or set them to 0.")
     return inputs.detach().as_subclass(torch.Tensor)
+
+
+@contextmanager
+def explain_misfit(
+    network: nn.Module,    # any network
+    inputs: torch.Tensor,  # what it is applied to
+) -> Iterator[None]:
+    "Turn errors of a network that is applied to a batch into an `ExplainerError` about the batch."
+    try:
+        yield
+    except (ExplainerError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        reason = _find_misfit(network, inputs) or f"{error}"
+        raise ExplainerError(f"The network {type(network).__name__} cannot be applied to inputs of shape "
+                             f"{tuple(inputs.shape)} and type {_short(inputs.dtype)}: {reason}") from error
+
+
+def _find_misfit(network: nn.Module, inputs: torch.Tensor) -> str | None:
+    "What is wrong with a batch, as far as the network's weights and first convolution tell."
+    weight = next((one for one in network.parameters() if one.is_floating_point()), inputs)
+    if weight.dtype != inputs.dtype:
+        return f"its weights are {_short(weight.dtype)}. Convert the inputs with inputs.to({weight.dtype}), or the network."
+    if weight.device != inputs.device:
+        return f"its weights are on {weight.device}, the inputs on {inputs.device}. Move one of them with .to(device)."
+    first = next((one for one in network.modules() if isinstance(one, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
+    if first is None:
+        return None
+    axes, channels = len(first.kernel_size), first.in_channels
+    if inputs.dim() != axes + 2 or inputs.shape[1] != channels:
+        return f"its first convolution takes a batch (N, {channels}, ...) with {axes} spatial axes."
+    return None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 # %% ../../nbs/41_lrp_graph.ipynb #3f7471b4
 def choose_targets(

@@ -16,9 +16,9 @@ import torch
 from torch import fx, nn
 
 from ..config import EXPLAINERS, Component, Registry, suggest
-from explainable_mri.explainers.graph import (
+from .graph import (
     ExplainerError, Graph, Step, batch_norm_scale, batch_norm_surrogate, check_inputs,
-    choose_targets, evaluation_mode)
+    choose_targets, evaluation_mode, explain_misfit)
 from .layers import Box, Elementwise, Operation, fast_layout, filled, is_large, keep_freed_memory
 from explainable_mri.explainers.rules import (
     RULES, AlphaBeta, AlphaBetaX, Bounded, Epsilon, Flat, Gamma, Gradient, Pass, Proportional, Rule, WSquare, Z, ZPlus,
@@ -37,6 +37,7 @@ class Composite:
     until: int | None = None                         # the same rule for all of them up to this layer; the input is 0
     layers: Mapping[str, Rule] = field(default_factory=dict)  # rules of single layers, by name or pattern ("norm*")
     surrogate: bool = False                          # batch normalisation as iNNvestigate replaces it
+    keras_layers: bool = False                       # nested Keras models and repeated inputs as iNNvestigate has them
     fold: bool = False                               # batch normalisation becomes part of the layer before it
     positive_logit: bool = False                     # start from max(logit, 0)
 
@@ -48,6 +49,8 @@ class Composite:
         for pattern, rule in self.layers.items():
             if fnmatchcase(step.name, pattern):
                 return rule
+        if self.keras_layers and step.nested:
+            return Gradient()
         if step.rule is not None:
             return RULES.build(Component(name=step.rule))
         early = step.from_input or (self.until is not None and step.index <= self.until)
@@ -84,7 +87,7 @@ def make_composite(
     rules = _INNVESTIGATE if innvestigate else _STANDARD
     return Composite(
         {**rules, "dense": dense, "convolution": convolution, "normalization": normalization or convolution},
-        surrogate=innvestigate, fold=not innvestigate, **more)
+        surrogate=innvestigate, keras_layers=innvestigate, fold=not innvestigate, **more)
 
 # %% ../../nbs/42_lrp.ipynb #b2aa037a
 def alpha_beta_rule(convention: Convention, alpha: float, beta: float) -> AlphaBeta:
@@ -301,7 +304,8 @@ class LRP:
         if is_large(inputs):
             keep_freed_memory()
         with torch.no_grad(), evaluation_mode(self.graph.network):
-            logits, saved = self._forward(fast_layout(inputs))
+            with explain_misfit(self.graph.network, inputs):
+                logits, saved = self._forward(fast_layout(inputs))
             targets = choose_targets(logits, target)[:, None]
             start = logits.clamp(min=0) if self.composite.positive_logit else logits
             relevance = torch.zeros_like(start).scatter_(1, targets, start.gather(1, targets))
@@ -337,7 +341,7 @@ class LRP:
         "A step as the rules see it, with batch normalisation as the convention wants it."
         if step.node in self.folded.values():
             return Elementwise(lambda x: x)
-        if step.kind == "normalization" and self.composite.surrogate:
+        if step.kind == "normalization" and self.composite.surrogate and not step.nested:
             return batch_norm_surrogate(step.module)
         operation = self.graph.operation(step, values)
         if step.node in self.folded:
@@ -352,7 +356,10 @@ class LRP:
             node, operation, kept = saved.pop()
             result = self.rules[node].backward(operation, collected.pop(node), *kept)
             parts = result if isinstance(result, tuple) else (result,)
-            for source, part in zip(self.graph.steps[node].inputs, parts):
+            step = self.graph.steps[node]
+            for source, part, uses in zip(step.inputs, parts, step.uses):
+                if uses > 1 and self.composite.keras_layers and hasattr(step.module, "keras_class") and not step.nested:
+                    part = part * uses
                 collected[source] = collected[source] + part if source in collected else part
         return collected[self.graph.input]
 

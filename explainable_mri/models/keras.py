@@ -123,7 +123,7 @@ class KerasNetwork(nn.Module):
                 with about_layer(layer.name):
                     if call.layer not in self.layers:
                         shapes = [(*value.shape[2:], value.shape[1]) for value in inputs]
-                        self.layers[_checked(call.layer)] = build_layer(layer.class_name, layer.config, shapes).eval()
+                        self.layers[_checked(call.layer)] = _make(layer, shapes)
                     values[call.output] = _try(self.layers[call.layer], inputs)
         return {name: tuple(value.shape[1:]) for name, value in values.items()}
 
@@ -145,6 +145,14 @@ class KerasNetwork(nn.Module):
                 if not left[name]:
                     values.pop(name, None)  # not needed any more
         return values[self.architecture.output]
+
+
+def _make(layer: KerasLayer, shapes: list[tuple[int, ...]]) -> nn.Module:
+    "The module of a layer; `keras_model` says which nested model it belongs to, for explanations that need to know."
+    made = build_layer(layer.class_name, layer.config, shapes).eval()
+    for module in made.modules():
+        module.keras_model = layer.model
+    return made
 
 
 def _checked(key: str) -> str:

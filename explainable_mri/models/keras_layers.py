@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Shape', 'SUPPORTED_LAYERS', 'same_padding', 'even_padding', 'KerasError', 'HardSigmoid', 'Exponential',
-           'activation_name', 'PReLU', 'GlobalMaxPool', 'Permute', 'Reshape', 'Add', 'Subtract', 'Multiply', 'Average',
-           'Maximum', 'Minimum', 'Concatenate', 'check_class', 'build_layer', 'weight_names', 'load_weights']
+           'activation_name', 'PReLU', 'WideAveragePool', 'GlobalMaxPool', 'Permute', 'Reshape', 'Add', 'Subtract',
+           'Multiply', 'Average', 'Maximum', 'Minimum', 'Concatenate', 'check_class', 'build_layer', 'weight_names',
+           'load_weights']
 
 # %% ../../nbs/21_keras_layers.ipynb #f5233247
 import functools
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 # %% ../../nbs/21_keras_layers.ipynb #ef8d199d
@@ -255,11 +257,30 @@ def _pooling(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
             before, after = same_padding(n, k, s)
             shift = s == 1 and after > before
             padding[axis], dropped[axis] = (after, (1, 0)) if shift else (before, (0, 0))
+    if config["class_name"] == "AveragePooling3D" and same and any(k > n for n, k in zip(size, kernel)):
+        return {"pool": WideAveragePool(kernel, stride, [same_padding(*one) for one in zip(size, kernel, stride)])}
     if config["class_name"].startswith("Max"):
         pool = _MAX_POOL[axes](kernel, stride, tuple(padding), ceil_mode=same)
     else:
         pool = _AVERAGE_POOL[axes](kernel, stride, tuple(padding), ceil_mode=same, count_include_pad=False)
     return {"pool": pool} | _drop(dropped)
+
+
+class WideAveragePool(nn.AvgPool3d):
+    "The average over windows that may be longer than the volume, of real voxels only."
+
+    def __init__(
+        self,
+        kernel: tuple[int, ...],         # extent of the window along each axis
+        stride: tuple[int, ...],         # step of the window
+        ends: list[tuple[int, int]],     # voxels that are missing before and after each axis
+    ):
+        super().__init__(kernel, stride)
+        self.ends = [amount for pair in reversed(ends) for amount in pair]  # PyTorch counts from the last axis
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        real = torch.ones((1, 1, *values.shape[2:]), dtype=values.dtype, device=values.device)
+        return super().forward(F.pad(values, self.ends)) / super().forward(F.pad(real, self.ends))
 
 
 class GlobalMaxPool(nn.Module):
