@@ -266,6 +266,13 @@ class _Clock:
         self.seconds[step] = round(time.perf_counter() - begin, 2)
 
 
+def _area_at_edge(brain: Any) -> float:
+    "The area in which a mask touches the faces of its box, in cm²."
+    mask, sizes = brain.numpy() > 0, np.asarray(brain.spacing)
+    return sum(float(np.take(mask, end, axis).sum() * np.delete(sizes, axis).prod()) / 100
+               for axis in range(3) for end in (0, -1))
+
+
 def preprocess(
     image: nib.Nifti1Image,      # raw T1-weighted scan in any orientation
     grid: Grid,                  # the grid to have the map on; its voxel size is the one to work with
@@ -300,7 +307,7 @@ def preprocess(
         millilitres = math.prod(head.spacing) / 1000
     grey, t1 = (np.ascontiguousarray(grid.crop(part), np.float32) for part in (grey, t1))
     volumes = dict(zip(("csf_volume", "gm_volume", "wm_volume"), (float(part.sum()) * millilitres for part in tissues)))
-    measures = {"tiv": float(brain.sum()) * millilitres, **volumes,
+    measures = {"tiv": float(brain.sum()) * millilitres, **volumes, "brain_at_edge": _area_at_edge(brain),
                 "correlation": _correlation(grey, template.grey, template, grid),
                 "t1_correlation": _correlation(t1, template.t1, template, grid)}
     measures = {name: round(value, 4) for name, value in measures.items()}
