@@ -131,13 +131,20 @@ def report_command(config: ExperimentConfig) -> None:
 def prepare_command(source: Path, out: Path, grid: str, jobs: int, smooth: float | None) -> None:
     """Turn raw scans (DICOM folders, zipped DICOM, NIfTI) into grey-matter maps on a grid.
 
+    A scan that fails does not stop the others, but the command ends with code 1 and says which failed. Run again, it keeps what
+    is finished.
+
     \b
     Example:
       explainable-mri prepare study/ prepared/ --grid cat12_1.5mm --jobs 2
     """
+    from explainable_mri.data.preprocess import Recipe
     from explainable_mri.experiments.prepare import prepare
 
-    click.echo(f"Prepared: {prepare(source, out, grid=grid, jobs=jobs, smooth=smooth)}")
+    study = prepare(source, out, grid=grid, jobs=jobs, recipe=Recipe(smooth=smooth))
+    click.echo(f"Prepared: {study.table}")
+    if study.failed:
+        raise click.ClickException(study.describe_failures())
 
 
 @main.command("import-keras")

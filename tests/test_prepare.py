@@ -20,6 +20,7 @@ from explainable_mri.data.atlases import load_brain_mask, load_template
 from explainable_mri.data.cohorts import read_cohort
 from explainable_mri.data.dicom import (DicomError, choose_series, convert_series, find_series, simulate_raw_scan,
                                         unpack, write_dicom)
+from explainable_mri.data.preprocess import Recipe, preprocess
 from explainable_mri.data.volumes import VolumeError, get_grid, load_volume
 from explainable_mri.experiments import prepare as module
 from explainable_mri.experiments.prepare import PrepareError, find_scans, prepare, read_scan
@@ -30,28 +31,56 @@ PERSON = {"PatientName": "Lovelace^Augusta", "PatientID": "SECRET-1815", "Patien
           "InstitutionName": "Analytical Hospital", "StudyInstanceUID": "1.2.3.4.1852", "StudyDate": "18521127",
           "PatientAddress": "12 St James's Square", "ReferringPhysicianName": "Babbage^Charles",
           "PatientComments": "Countess", "AccessionNumber": "ENGINE-7"}
+MARK = "QXZ-7431"  # stands in every text of the headers
 BLOCK = nib.Nifti1Image(np.random.default_rng(0).integers(0, 1000, (40, 30, 28)).astype(np.int16),
                         nib.affines.from_matvec(np.diag([4, 4.5, 5.0]), (-80, -70, -60)))  # quick to write and read
 
 
-@pytest.fixture(scope="session")
-def study(tmp_path_factory) -> tuple[Path, Path, dict]:
-    "A study as it comes, the folder it was prepared to, and the true scans by name."
-    pytest.importorskip("ants", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
-    folder = tmp_path_factory.mktemp("prepare")
-    source, out = folder / "study", folder / "prepared"
+def identify() -> dict[str, object]:
+    "Every attribute of the person, the examination and the request that may hold text, and one in a sequence, marked."
+    import pydicom
+    marked = {entry[4]: [MARK] if entry[1] != "1" else MARK for tag, entry in pydicom.datadict.DicomDictionary.items()
+              if entry[0] in {"PN", "LO", "LT", "SH", "ST", "UT", "UC", "AE"} and not entry[3]
+              and tag >> 16 in {0x0008, 0x0010, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040, 0x4008}}
+    step = pydicom.Dataset()
+    step.RequestedProcedureDescription, step.ScheduledProcedureStepID = MARK, MARK
+    return {**marked, **PERSON, "PatientName": f"{MARK}^Augusta", "PatientID": MARK, "Manufacturer": "SIMULATED",
+            "SequenceName": "tfl3d", "RequestAttributesSequence": [step]}
+
+
+def write_study(folder: Path) -> dict:
+    "Write a study as it comes; returns the true scans by name."
     head, bare = simulate_raw_scan(seed=3, lesion=LESION), simulate_raw_scan(seed=4, head=False)
-    exam = write_dicom(head.image, folder / "exam", **PERSON)
-    write_dicom(head.image, exam, SeriesNumber=2, SeriesDescription="t2_flair", EchoTime=388.0, **PERSON)
+    person = identify()
+    exam = write_dicom(head.image, folder / "exam", **{**person, "SeriesDescription": f"t1_mprage {MARK}"})
+    write_dicom(head.image, exam, **{**person, "SeriesNumber": 2, "SeriesDescription": f"t2_flair {MARK}", "EchoTime": 388.0,
+                                     "SequenceName": "spc"})
+    source = folder / "study"
     source.mkdir()
     with zipfile.ZipFile(source / "zipped.zip", "w") as archive:
         for path in exam.iterdir():
-            archive.write(path, f"../../{path.name}")
+            archive.write(path, f"../../{MARK}/{path.name}")
     nib.save(head.image.as_reoriented(nib.orientations.axcodes2ornt("ASL")), source / "turned.nii.gz")
     nib.save(bare.image, source / "bare.nii.gz")
     (source / "broken.nii.gz").write_bytes(gzip.compress(b"nothing"))
-    prepare(source, out, grid=GRID.name, jobs=2)
-    return source, out, {"zipped": head, "turned": head, "bare": bare}
+    return {"zipped": head, "turned": head, "bare": bare}
+
+
+def run_command(*arguments: object) -> subprocess.CompletedProcess:
+    "Run `explainable-mri prepare` in a process of its own."
+    code = "from explainable_mri.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, "prepare", *map(str, arguments)], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=600)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory) -> tuple[Path, Path, dict, subprocess.CompletedProcess]:
+    "A study as it comes, the folder it was prepared to by the command, the true scans by name, and what the command said."
+    pytest.importorskip("ants", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    folder = tmp_path_factory.mktemp("prepare")
+    scans = write_study(folder)
+    result = run_command(folder / "study", folder / "prepared", "--grid", GRID.name, "--jobs", 2)
+    return folder / "study", folder / "prepared", scans, result
 
 
 def read_map(out: Path, name: str) -> np.ndarray:
@@ -60,7 +89,7 @@ def read_map(out: Path, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["zipped", "turned", "bare"])
 def test_map_agrees_with_template_and_truth(study, name):
-    _, out, scans = study
+    _, out, scans, _ = study
     grey, brain = read_map(out, name), load_brain_mask(GRID)
     assert np.corrcoef(grey[brain], load_template(GRID)[brain])[0, 1] >= 0.85
     measures = json.loads((out / name / "provenance.json").read_text())["measures"]
@@ -97,7 +126,7 @@ def test_mirrored_map_would_not_pass(study):
 
 
 def test_table_is_a_cohort(study):
-    _, out, _ = study
+    out = study[1]
     table = pd.read_csv(out / "participants.tsv", sep="\t").set_index("subject")
     assert sorted(table.index) == ["bare", "turned", "zipped"]
     assert table.loc["zipped", ["age", "sex", "field_strength"]].tolist() == [73, "F", 3]
@@ -108,28 +137,34 @@ def test_table_is_a_cohort(study):
 
 
 def test_failed_scan_is_reported_and_pages_are_self_contained(study):
-    _, out, _ = study
+    out = study[1]
     failed = pd.read_csv(out / "failed.tsv", sep="\t")
     assert failed["scan"].tolist() == ["broken"] and "not a readable NIfTI" in failed["error"][0]
+    result = study[3]
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "1 of 4 scans failed.\n  broken: The file is not a readable NIfTI" in result.stderr
+    assert str(out / "failed.tsv") in result.stderr and "run the same command again" in result.stderr
+    assert f"Prepared: {out / 'participants.tsv'}" in result.stdout and "4/4" in result.stderr
     page = (out / "zipped" / "quality.html").read_text()
     assert "data:image/png;base64" in page and "t2_flair" not in page and "named t2, flair" in page
     assert "http" not in page.split("<body>")[1]
 
 
 def test_nothing_identifies_the_person(study):
-    private = [word for value in PERSON.values() for word in {value, *value.split("^")}]
-    for path in study[1].rglob("*"):
-        content = path.read_bytes() if path.is_file() else b""
-        content = gzip.decompress(content)[:352] if path.suffix == ".gz" else content
+    private = [MARK, MARK.lower(), *(word for value in PERSON.values() for word in {value, *value.split("^")})]
+    said = (study[3].stdout + study[3].stderr).encode()
+    for path in [*study[1].rglob("*"), None]:
+        content = path.read_bytes() if path and path.is_file() else said
+        content = gzip.decompress(content) if path and path.suffix == ".gz" else content
         for word in private:
-            assert word.encode() not in content and word not in path.name, path
+            assert word.encode() not in content and word not in str(path), path
     header = nib.load(study[1] / "zipped" / "mwp1zipped.nii.gz").header
     assert not header.extensions and not any(bytes(header[name]).strip(b"\0") for name in
                                              ("descrip", "aux_file", "db_name", "intent_name"))
 
 
 def test_rerun_makes_only_what_is_missing(study, monkeypatch):
-    source, out, _ = study
+    source, out = study[:2]
     record = out / "bare" / "provenance.json"
     text = record.read_text()
     started = []
@@ -160,7 +195,7 @@ def test_what_was_filled_in_stays(study, tmp_path):
     assert again.loc["bare", ["group", "age", "mmse"]].tolist() == ["CN", 71, 29]
     assert again.loc["zipped", "age"] == 73 and pd.isna(again.loc["zipped", "group"])
     with pytest.raises(PrepareError, match=r"other settings \(grid mni_3mm instead of cat12_1.5mm; smooth None instead of 8"):
-        prepare(source, out, smooth=8.0)
+        prepare(source, out, recipe=Recipe(smooth=8.0))
     table.to_csv(out / "participants.tsv", index=False)  # commas, as a spreadsheet may save it
     with pytest.raises(PrepareError, match="tab-separated"):
         prepare(source, out, grid=GRID.name)
@@ -264,6 +299,10 @@ HARMFUL = {
     "compressed as High-Throughput JPEG 2000": lambda folder: edit(folder, compress_unreadably),
     "differ in PixelSpacing": lambda folder: edit(folder, lambda each, _: setattr(each, "PixelSpacing", [9, 9]), slice(3, 4)),
     "differ in Rows": lambda folder: edit(folder, lambda each, _: setattr(each, "Rows", 20), slice(3, 4)),
+    "3 of the 43 images that its header announces are missing": lambda folder: edit(
+        folder, lambda each, _: setattr(each, "ImagesInAcquisition", 43)),
+    "differ in the name and date of birth": lambda folder: write_dicom(
+        BLOCK, folder, **{**PERSON, "PatientName": "Byron^Ada", "PatientBirthDate": "18160101", "SeriesNumber": 2}),
     "more than one examination": lambda folder: write_dicom(BLOCK, folder, SeriesNumber=2, PatientID="another"),
     "damaged or of an unknown kind": lambda folder: edit(folder, lambda each, _: delattr(each, "PixelData"))}
 
@@ -318,6 +357,96 @@ def test_people_are_told_apart(tmp_path):
         find_scans(tmp_path)
     with pytest.raises(PrepareError, match="lie in the folder for the results"):
         find_scans(tmp_path, exclude=tmp_path)
+
+
+def test_same_numbers_do_not_make_one_person(tmp_path):
+    pytest.importorskip("pydicom", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    numbers = {"PatientID": "anon", "PatientName": "anon", "StudyInstanceUID": "1.2"}
+    for name in ("P01", "P02"):
+        write_dicom(BLOCK, tmp_path / name, **numbers)
+    shutil.copytree(tmp_path / "P01", tmp_path / "P03")
+    scans = find_scans(tmp_path)
+    assert [(scan.subject, len(scan.files)) for scan in scans] == [("P01", 40), ("P02", 40), ("P03", 40)]
+    assert "number of P02, P03 too" in scans[0].notes[0]
+    exam = tmp_path / "P01"
+    write_dicom(BLOCK.slicer[:10], exam / "localizer", SeriesDescription="localizer", SeriesNumber=2, **numbers)
+    for number, path in enumerate(sorted(exam.glob("*.dcm"))):  # a series cut into folders
+        path.rename(exam / ("first" if number < 25 else "second") / path.name) if number else (exam / "first").mkdir()
+        (exam / "second").mkdir(exist_ok=True)
+    assert [(scan.name, len(scan.files)) for scan in find_scans(exam)] == [("P01", 50)]
+    for number in (1, 2):
+        write_dicom(BLOCK, tmp_path / "flat", PatientID="7", PatientSex="FM"[number - 1], SeriesNumber=number)
+    with pytest.raises(PrepareError, match="'flat' bear one patient number, but differ in the sex of the person"):
+        find_scans(tmp_path)
+
+
+def test_copies_and_doubts_are_flagged(study, tmp_path):
+    source, out = tmp_path / "study", tmp_path / "out"
+    source.mkdir()
+    shutil.copytree(study[1] / "bare", out / "bare")
+    for name in ("bare", "copy"):
+        shutil.copy(study[0] / "bare.nii.gz", source / f"{name}.nii.gz")
+    shutil.copytree(out / "bare", out / "copy")
+    record = json.loads((out / "copy" / "provenance.json").read_text())
+    record.update(subject="copy", notes=["slices may be missing: <b>"])
+    (out / "copy" / "provenance.json").write_text(json.dumps(record))
+    table = pd.read_csv(prepare(source, out, grid=GRID.name).table, sep="\t").set_index("subject")
+    assert table["flags"].to_dict() == {"bare": "the same data as copy",
+                                        "copy": "slices may be missing: <b>; the same data as bare"}
+    page = (out / "copy" / "quality.html").read_text()
+    assert "&lt;b&gt;; the same data" in page and "research, not for diagnosis" in page
+
+
+def test_cut_scan_is_flagged(study):
+    measures = json.loads((study[1] / "turned" / "provenance.json").read_text())["measures"]
+    assert measures["brain_at_edge"] < 5
+    image = nib.load(study[0] / "turned.nii.gz")
+    upper = nib.as_closest_canonical(image).slicer[..., :-45]  # 9 cm from the top are missing
+    measures = preprocess(upper, GRID, Recipe(place_iterations=(5, 0, 0), syn_iterations=(5, 0, 0))).measures
+    assert measures["brain_at_edge"] > 50
+
+
+def test_other_versions_are_said(study, monkeypatch, tmp_path, capsys):
+    source, out = study[:2]
+    shutil.copytree(out, tmp_path / "out")
+    (tmp_path / "out" / "turned" / "quality.png").unlink()
+    monkeypatch.setattr(module, "_versions", lambda: {"antspyx": "9.9"})
+    monkeypatch.setattr(module, "_start", lambda *_: "not now")
+    with pytest.raises(PrepareError, match="All 4 scans failed.\n  bare: not now"):
+        prepare(source, tmp_path / "out", grid=GRID.name)
+    said = capsys.readouterr().out
+    assert "bare is prepared again: it was made with antspyx 0." in said and "instead of 9.9" in said
+    assert "broken is prepared again" not in said
+
+
+@pytest.mark.parametrize(("message", "source", "out"), [
+    ("no such file or folder. Check", "nowhere", "out"), ("no DICOM images, zip files or NIfTI files", "empty", "out"),
+    ("is a file; expected a folder for the results. Name another", "full", "full/scan.nii"),
+    ("is a file; expected a folder", "full", "file"), ("cannot be the folder for the results", "full", "file/inside"),
+    ("lie in the folder for the results. Choose another, such as", "full", "full")])
+def test_command_says_what_to_do(tmp_path, message, source, out):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "file").touch()
+    nib.save(BLOCK, tmp_path / "full" / "scan.nii")
+    with pytest.raises(PrepareError, match=message):
+        prepare(tmp_path / source, tmp_path / out, grid=GRID.name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unexpected_error_quotes_no_header(tmp_path, monkeypatch):
+    def quote(_) -> None:
+        raise KeyError(PERSON["PatientName"])
+
+    monkeypatch.setattr(module, "read_scan", quote)
+    monkeypatch.setattr(module.threading.Thread, "start", lambda _: None)
+    job = tmp_path / "job.json"
+    scan = {"name": "a", "subject": "a", "session": "1", "kind": "dicom", "files": [], "notes": []}
+    job.write_text(json.dumps({"scan": scan, "folder": str(tmp_path), "grid": GRID.name, "recipe": {},
+                               "failure": str(tmp_path / "failure.json")}))
+    module._run_job(job)
+    error = json.loads((tmp_path / "failure.json").read_text())["error"]
+    assert error.startswith("KeyError in test_prepare.py, line") and "Lovelace" not in error
 
 
 def test_derivatives_of_bids_are_no_raw_scans(tmp_path):

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['DicomError', 'require', 'RawScan', 'simulate_raw_scan', 'write_dicom', 'Series', 'read_field_strength',
-           'is_named_after', 'find_series', 'objections', 'choose_series', 'convert_series', 'unpack']
+           'find_contradictions', 'is_named_after', 'find_series', 'objections', 'choose_series', 'find_doubts',
+           'convert_series', 'unpack']
 
 # %% ../../nbs/10_dicom.ipynb #bbb5b63f
 import hashlib
 import importlib
+import itertools
 import logging
 import math
 import os
@@ -170,7 +172,7 @@ _TAGS = ("SeriesInstanceUID", "SOPInstanceUID", "StudyInstanceUID", "StudyDate",
          "PatientAge", "PatientSex", "PatientBirthDate", "Modality", "ImageType", "MRAcquisitionType", "SeriesDescription",
          "ProtocolName", "SequenceName", "SeriesNumber", "RepetitionTime", "EchoTime", "InversionTime",
          "MagneticFieldStrength", "ContrastBolusAgent", "Rows", "NumberOfFrames", "SliceThickness", "InstanceNumber",
-         "ImagePositionPatient", "StudyTime", "SpecificCharacterSet")
+         "ImagePositionPatient", "StudyTime", "SpecificCharacterSet", "ImagesInAcquisition")
 _IMAGE_TYPES = ("original", "derived", "primary", "secondary", "mpr", "projection", "phase map")
 _T1_WORDS = ("t1", "mprage", "mp-rage", "mpr", "spgr", "fspgr", "bravo", "tfl", "vibe", "tfe")
 _OTHER_WORDS = ("t2", "flair", "dark-fluid", "pd", "dwi", "dti", "diff", "adc", "bold", "fmri", "swi", "tof", "angio",
@@ -197,8 +199,12 @@ class Series:
     age: float | None               # years
     sex: str | None                 # "F" or "M"
     field_strength: float | None    # tesla
-    patient: str = field(repr=False)  # hash of the person's number
+    announced: int | None           # images that the header says the acquisition has
+    places: tuple[int, ...] = field(repr=False)  # numbers of the images within the series
+    uid: str = field(repr=False)      # hash of the number of the series
+    patient: str = field(repr=False)  # hash of the person's number or else name, "" where the header has neither
     study: str = field(repr=False)    # hash of the person's and the examination's numbers
+    person: dict[str, str] = field(repr=False)  # hashes of name, date of birth and sex, "" where absent
     names: frozenset[str] = field(repr=False)  # hashes of the person's names, to notice folders named after them
     order: str = field(repr=False)    # date and time of the examination, to number visits; never written
 
@@ -259,11 +265,32 @@ _NO_NAMES = {"anonymous", "anonymized", "anonymised", "anon", "deidentified", "r
              "subject", "volunteer", "control", "phantom", "test"}
 
 
+def _known(text: str) -> str:
+    "An identifier as words in order, so that its spelling does not matter; empty for what anonymizers put there."
+    words = sorted(set(re.findall(r"[^\W_]+", text)) - _NO_NAMES)
+    return "" if set("".join(words)) <= {"0"} else " ".join(words)
+
+
 def _hash_names(name: str, number: str) -> frozenset[str]:
     "Codes of the words of a person's name; none where the name is a code itself."
     if name == number or re.search(r"\d", name):
         return frozenset()
-    return frozenset(_hash(word) for word in re.findall(r"[^\W_]{3,}", name) if word not in _NO_NAMES)
+    return frozenset(_hash(word) for word in _known(name).split() if len(word) > 2)
+
+
+def _hash_person(header) -> dict[str, str]:
+    "Codes of what tells people apart; empty where the header does not say."
+    details = {"name": "PatientName", "date of birth": "PatientBirthDate", "sex": "PatientSex"}
+    known = {detail: _known(_text(header, keyword)) for detail, keyword in details.items()}
+    return {detail: value and _hash(value) for detail, value in known.items()}
+
+
+def find_contradictions(
+    first: Series,   # a series
+    second: Series,  # another one
+) -> list[str]:      # "name", "date of birth", "sex"; empty where nothing says that they show different people
+    "Name what differs between the people of two series; what a header does not say contradicts nothing."
+    return [detail for detail, code in first.person.items() if code and second.person[detail] not in ("", code)]
 
 
 def is_named_after(
@@ -279,6 +306,8 @@ def _describe(headers: dict) -> Series:
     header = next(iter(headers.values()))
     description = _text(header, "SeriesDescription", "ProtocolName", "SequenceName")
     words = [word for word in _T1_WORDS + _OTHER_WORDS if re.search(rf"(?<![a-z0-9]){word}", description)]
+    places = [int(number) for each in headers.values() if (number := _number(each, "InstanceNumber")) is not None]
+    patient = _known(_text(header, "PatientID")) or _known(_text(header, "PatientName"))
     return Series(
         files=tuple(headers), number=int(_number(header, "SeriesNumber") or 0),
         images=sum(int(_number(each, "NumberOfFrames") or 1) for each in headers.values()),
@@ -290,7 +319,9 @@ def _describe(headers: dict) -> Series:
         contrast=bool(_text(header, "ContrastBolusAgent")), age=_age(header),
         sex={"f": "F", "m": "M"}.get(_text(header, "PatientSex")),
         field_strength=read_field_strength(_number(header, "MagneticFieldStrength")),
-        patient=_hash(_text(header, "PatientID")), study=_hash(_text(header, "PatientID", "StudyInstanceUID")),
+        announced=int(_number(header, "ImagesInAcquisition") or 0) or None, places=tuple(sorted(places)),
+        uid=_hash(_text(header, "SeriesInstanceUID")), patient=patient and _hash(patient),
+        study=_hash(_text(header, "PatientID", "StudyInstanceUID")), person=_hash_person(header),
         names=_hash_names(_text(header, "PatientName"), _text(header, "PatientID")),
         order=_text(header, "StudyDate", "StudyTime"))
 
@@ -322,7 +353,8 @@ def find_series(
         for path in tqdm(files, desc="Reading headers", unit="file", leave=False, disable=len(files) < 1000):
             if (header := _read_header(path)) is None:
                 continue
-            key = _text(header, "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber")
+            key = _text(header, "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID",
+                        "SeriesInstanceUID", "SeriesNumber")
             image = (key, _text(header, "SOPInstanceUID", "InstanceNumber", "ImagePositionPatient"))
             if image not in seen:  # else a copy
                 seen.add(image)
@@ -340,6 +372,9 @@ def objections(
         reasons.append("not magnetic resonance")
     if series.images < 30:
         reasons.append(f"only {series.images} images")
+    elif (series.announced or 0) > series.images and series.announced % series.images:
+        reasons.append(f"{series.announced - series.images} of the {series.announced} images that its header announces "
+                       "are missing")
     if series.dimension == "2D" or (not series.dimension and (series.thickness or 9) > 2.5):
         reasons.append("not acquired in 3D")
     if other := [word for word in series.words if word in _OTHER_WORDS]:
@@ -355,6 +390,23 @@ def objections(
     return reasons
 
 
+def _preference(series: Series) -> dict:
+    "By what a series is preferred to others that are fit too; the lower the better, the first criterion counts most."
+    return {"has no contrast agent": series.contrast, "is not derived": "derived" in series.image_type,
+            "has more images": -series.images, "came first": series.number}
+
+
+def _verdict(series: Series, best: Series | None) -> str:
+    "Say in words why a series was chosen or not."
+    if series is best:
+        return "chosen"
+    if reasons := objections(series):
+        return "; ".join(reasons)
+    ours, theirs = _preference(series), _preference(best)
+    why = next((reason for reason in ours if theirs[reason] < ours[reason]), "was found first")
+    return f"fit, but series {best.number} {why}"
+
+
 def choose_series(
     series: list[Series],            # the series of one examination
 ) -> tuple[Series, list[str]]:       # the chosen series, and a line about each series for the record
@@ -362,17 +414,37 @@ def choose_series(
     if len({each.study for each in series}) > 1:
         raise DicomError("The files belong to more than one examination. Put each into a folder or zip file of its "
                          "own.")
+    for first, second in itertools.combinations(series, 2):
+        if differing := find_contradictions(first, second):
+            raise DicomError(f"The files bear the number of one examination, but differ in the {' and '.join(differing)} "
+                             "of the person. Put the scans of each person into a folder or zip file of their own.")
     fit = [each for each in series if not objections(each)]
-    best = min(fit, default=None,
-               key=lambda each: (each.contrast, "derived" in each.image_type, -each.images, each.number))
+    best = min(fit, default=None, key=lambda each: tuple(_preference(each).values()))
     lines = []
     for each in series:
-        verdict = "chosen" if each is best else "; ".join(objections(each)) or "fit, but another is preferred"
         lines.append(f"series {each.number} ({each.images} images, {each.dimension or 'dimension not stated'}"
-                     f"{''.join(', ' + word for word in each.words)}): {verdict}")
+                     f"{''.join(', ' + word for word in each.words)}): {_verdict(each, best)}")
     if best is None:
-        raise DicomError("\n  ".join(["No T1-weighted 3D series found.", *(lines or ["There are no DICOM images."])]))
+        raise DicomError("\n  ".join(["No complete T1-weighted 3D series found.",
+                                      *(lines or ["There are no DICOM images."])]))
     return best, lines
+
+# %% ../../nbs/10_dicom.ipynb #fb37d265
+def find_doubts(
+    series: Series,  # a DICOM series
+) -> list[str]:      # doubts; empty for a series that looks complete
+    "Say what hints at missing slices without proving it."
+    doubts = []
+    places = series.places
+    if (series.announced or 0) > series.images:
+        doubts.append(f"the header announces {series.announced} images, and {series.images} are there")
+    if len(places) == len(set(places)) == len(series.files) > 1:
+        step = min(np.diff(places))  # 2 where the images of two echoes are numbered in turn
+        if missing := (places[-1] - places[0]) // step + 1 - len(places):
+            doubts.append(f"{missing} numbers are missing between those of the images")
+        if places[0] > 1 and step == 1:
+            doubts.append(f"the numbers of the images begin with {places[0]}")
+    return [f"slices may be missing: {doubt}" for doubt in doubts]
 
 # %% ../../nbs/10_dicom.ipynb #667888e8
 def _check_slices(slices: list) -> None:
@@ -454,6 +526,9 @@ def unpack(
             if (size := sum(each.file_size for each in members)) > limit:
                 raise DicomError(f"{Path(archive).name}: unpacks to {size / 1e9:.1f} GB, more than the "
                                  f"{limit / 1e9:.1f} GB allowed. Put each examination into a zip file of its own.")
+            if size > (free := shutil.disk_usage(folder).free):
+                raise DicomError(f"{Path(archive).name}: unpacks to {size / 1e9:.1f} GB, but there are only {free / 1e9:.1f} "
+                                 "GB for temporary files. Set TMPDIR to a folder on a larger disk.")
             for number, member in enumerate(members):
                 ending = re.search(r"\.nii(\.gz)?$", member.filename.lower())
                 path = Path(folder, f"{number:06}{ending[0] if ending else '.dcm'}")

@@ -35,7 +35,8 @@ class Recipe:
     bias_iterations: tuple[int, ...] = (25, 25, 25)     # N4, from coarse to fine
     affine_iterations: tuple[int, ...] = (100, 50, 10)  # most iterations of the affine registration, coarse to fine
     place_iterations: tuple[int, ...] = (20, 10, 0)     # SyN of the head, coarse to fine
-    syn_iterations: tuple[int, ...] = (40, 20, 5)       # SyN of the brain, coarse to fine
+    syn_iterations: tuple[int, ...] = (20, 10, 3)       # SyN of the brain, coarse to fine
+    syn_radius: int = 2                            # voxels around each in which SyN of the brain correlates brightness
     prior_weight: float = 0.25                     # weight of the template's tissue maps in Atropos
     neighbour_weight: float = 0.1                  # weight of neighbouring voxels in Atropos
     tissue_iterations: int = 5                     # iterations of Atropos
@@ -165,11 +166,11 @@ def _affine(template: Template, image: Any, start: str | None, mask: Any, recipe
 
 
 def _deform(template: Template, image: Any, start: Registration, mask: Any, iterations: tuple[int, ...], recipe: Recipe,
-            prefix: str) -> Registration:
-    "Register with SyN, from an affine registration."
+            prefix: str, **metric: Any) -> Registration:
+    "Register with SyN, from an affine registration; by mutual information where no `metric` is given."
     result = require("ants").registration(
         template.t1, image, "SyNOnly", initial_transform=start.affine, outprefix=prefix, mask=mask,
-        mask_all_stages=True, reg_iterations=iterations, random_seed=recipe.seed)
+        mask_all_stages=True, reg_iterations=iterations, random_seed=recipe.seed, **metric)
     return Registration(result["fwdtransforms"][1], result["fwdtransforms"][0], result["invtransforms"][1])
 
 
@@ -265,7 +266,20 @@ class _Clock:
         yield
         self.seconds[step] = round(time.perf_counter() - begin, 2)
 
+# %% ../../nbs/11_preprocess.ipynb #b0458d11
+def _correlation(array: np.ndarray, part: Any, template: Template, grid: Grid) -> float:
+    "Pearson correlation of a map with a part of the template, within the template's brain."
+    brain = grid.crop(template.brain.numpy()) > 0
+    return float(np.corrcoef(array[brain], grid.crop(part.numpy())[brain])[0, 1])
 
+
+def _area_at_edge(brain: Any) -> float:
+    "The area in which a mask touches the faces of its box, in cm²."
+    mask, sizes = brain.numpy() > 0, np.asarray(brain.spacing)
+    return sum(float(np.take(mask, end, axis).sum() * np.delete(sizes, axis).prod()) / 100
+               for axis in range(3) for end in (0, -1))
+
+# %% ../../nbs/11_preprocess.ipynb #d8497936
 def preprocess(
     image: nib.Nifti1Image,      # raw T1-weighted scan in any orientation
     grid: Grid,                  # the grid to have the map on; its voxel size is the one to work with
@@ -289,7 +303,7 @@ def preprocess(
         with clock("register"):
             affine = _affine(template, corrected, placed.affine, None, recipe, os.path.join(folder, "brain_affine"))
             registration = _deform(template, corrected, affine, None, recipe.syn_iterations, recipe,
-                                   os.path.join(folder, "brain_syn"))
+                                   os.path.join(folder, "brain_syn"), syn_metric="CC", syn_sampling=recipe.syn_radius)
         with clock("segment"):
             tissues = segment(corrected, brain, registration, template, recipe)
         with clock("modulate"):
@@ -300,14 +314,8 @@ def preprocess(
         millilitres = math.prod(head.spacing) / 1000
     grey, t1 = (np.ascontiguousarray(grid.crop(part), np.float32) for part in (grey, t1))
     volumes = dict(zip(("csf_volume", "gm_volume", "wm_volume"), (float(part.sum()) * millilitres for part in tissues)))
-    measures = {"tiv": float(brain.sum()) * millilitres, **volumes,
+    measures = {"tiv": float(brain.sum()) * millilitres, **volumes, "brain_at_edge": _area_at_edge(brain),
                 "correlation": _correlation(grey, template.grey, template, grid),
                 "t1_correlation": _correlation(t1, template.t1, template, grid)}
     measures = {name: round(value, 4) for name, value in measures.items()}
     return Preprocessed(grey, t1, from_ants(head), from_ants(brain), measures, clock.seconds)
-
-
-def _correlation(array: np.ndarray, part: Any, template: Template, grid: Grid) -> float:
-    "Pearson correlation of a map with a part of the template, within the template's brain."
-    brain = grid.crop(template.brain.numpy()) > 0
-    return float(np.corrcoef(array[brain], grid.crop(part.numpy())[brain])[0, 1])
