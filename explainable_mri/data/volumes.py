@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nilearn.image import resample_img
 
@@ -157,7 +158,12 @@ def check_volume(
     grid: Grid,               # the grid it should be on
 ) -> None:
     "Raise `VolumeError` unless the file's header says that it is a 3D volume on `grid`."
-    shape, affine = _geometry(_open(Path(path)))
+    _require_grid(_open(Path(path)), Path(path), grid)
+
+
+def _require_grid(image: nib.Nifti1Image, path: Path, grid: Grid) -> None:
+    "Raise `VolumeError` unless the image lies on `grid`."
+    shape, affine = _geometry(image)
     if shape != grid.shape or not np.allclose(affine, grid.affine, atol=1e-3):
         raise VolumeError(
             f"{path}: not on the grid '{grid.name}'.\n  File (RAS+): {_describe(shape, affine)}\n"
@@ -172,12 +178,14 @@ def load_map(
 ) -> np.ndarray:              # float32 array of the grid's cropped shape, axes x, y, z in RAS+
     "Read a NIfTI file as an array; raises `VolumeError` for a file that is damaged or on another grid."
     path = Path(path)
-    if not resample:
-        check_volume(path, grid)
     image = _open(path)
+    if not resample:
+        _require_grid(image, path, grid)
     try:
+        if path.name.endswith(".gz"):
+            image = type(image).from_bytes(igzip.decompress(path.read_bytes()))
         values = image.get_fdata(dtype=np.float32).reshape(image.shape[:3])
-    except (EOFError, OSError, ValueError, zlib.error) as error:
+    except (EOFError, OSError, ValueError, zlib.error, isal_zlib.error) as error:
         raise VolumeError(f"{path}: the file is damaged or cut short ({error}). Copy or convert it again.") from None
     if invalid := np.count_nonzero(~np.isfinite(values)):
         raise VolumeError(f"{path}: {invalid} of {values.size} voxels are NaN or infinite. Set them to 0 before use.")
