@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from .cohorts import LIMITS
 from ..files import replacing
 
 # %% ../../nbs/15_residuals.ipynb #f1f30cc8
@@ -203,6 +204,7 @@ class ResidualModel:
         impute: bool = False,       # let the mean of the fitted controls stand in for missing values, instead of refusing these
     ):
         self.covariates, self.impute = list(covariates), impute
+        self.covered_: np.ndarray | None = None  # true (x, y, z) where the model knows a voxel; None: everywhere
 
     def fit(
         self,
@@ -262,6 +264,8 @@ class ResidualModel:
             left = expected if out is None else out[rows]
             for volume, prediction, place in zip(maps, expected, left):
                 np.subtract(volume, prediction, out=place, casting="same_kind")
+            if self.covered_ is not None:
+                left *= self.covered_
             _release(maps[-1])
             _release(left)
             return left
@@ -279,7 +283,9 @@ class ResidualModel:
 
     def state_dict(self) -> dict[str, Any]:
         "The fitted model as plain tensors, words and numbers."
-        return {"encoding": self.design_.encoding, "means": self.design_.means, "coefficients": torch.from_numpy(self.coefficients_)}
+        covered = None if self.covered_ is None else torch.from_numpy(self.covered_)
+        return {"encoding": self.design_.encoding, "means": self.design_.means, "covered": covered,
+                "coefficients": torch.from_numpy(self.coefficients_)}
 
     @classmethod
     def from_state_dict(
@@ -290,6 +296,7 @@ class ResidualModel:
         model = cls(list(state["encoding"]), impute=state["means"] is not None)
         model.design_ = Design(dict(state["encoding"]), state["means"])
         model.coefficients_ = state["coefficients"].cpu().numpy()
+        model.covered_ = None if state.get("covered") is None else state["covered"].cpu().numpy()
         return model
 
 # %% ../../nbs/15_residuals.ipynb #b6b05c11
@@ -326,6 +333,7 @@ def load_linear_models(
     plain = {name: [0.0, 1.0] for name in _LINEAR_MODELS} | {"sex": ["M", "F"]}
     model = ResidualModel(_LINEAR_MODELS)
     model.design_, model.coefficients_ = Design(plain), np.roll(on_grid, 1, axis=0)
+    model.covered_ = on_grid.any(axis=0)
     return model
 
 # %% ../../nbs/15_residuals.ipynb #f86b27de
@@ -334,14 +342,24 @@ def save_linear_models(
     path: str | PathLike,  # HDF5 file, replaced if it exists
     layout: Any,           # how the axes of the group's images follow from the grid's: the `layout` of an imported network
 ) -> None:
-    "Write a regression as the Rostock group does; raises `CovariateError` for a model with other covariates."
+    "Write a regression as the Rostock group does; raises `CovariateError` for a model with other covariates or units."
     encoding = model.design_.encoding
     if sorted(encoding) != sorted(_LINEAR_MODELS) or sorted(encoding["sex"]) != ["F", "M"]:
         raise CovariateError(f"The group's format holds the effects of {', '.join(_LINEAR_MODELS)}, with sexes F and M; "
                              f"this model has the columns {', '.join(model.design_.columns)}.")
+    _require_units(encoding)
     man, woman = model.predict(pd.DataFrame(dict.fromkeys(_LINEAR_MODELS, 0.0), index=[0, 1]).assign(sex=["M", "F"]))
     effects = {name: model.effect(name) for name in ("age", "tiv", "field_strength")} | {"sex": woman - man}
     on_grid = np.stack([*(effects[name] for name in _LINEAR_MODELS), man])
     images = layout.to_network(torch.from_numpy(on_grid)[:, None])[:, 0].numpy()
     with replacing(path) as partial, h5py.File(partial, "w") as file:
         file.create_dataset("linearmodels", data=images.T, compression="gzip")
+
+
+def _require_units(encoding: dict[str, list]) -> None:
+    "Raise `CovariateError` where the mean of a covariate is not possible in the unit of the group's format."
+    for name, (low, high, unit) in LIMITS.items():
+        mean, deviation = encoding[name]
+        if (mean, deviation) != (0, 1) and not low <= mean <= high:  # 0 and 1: read from such a file
+            raise CovariateError(f"The model was fitted on a mean {name} of {mean:g}, but the group's format has {unit}, which "
+                                 f"would be {low:g} to {high:g}. Fit it on a table in these units.")
