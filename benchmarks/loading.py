@@ -21,7 +21,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from results import write_section
+from results import bring_up_memory, write_section
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".benchmarks" / "loading"
@@ -171,6 +171,8 @@ def work(peer: str, scans: int, batch_size: int, workers: int, epochs: int, watc
     paths, sizes = make_scans(scans), [part.stop - part.start for part, _ in field_of_view()]
     memory = PeakMemory()
     start_memory = PeakMemory.now()
+    if not watch:
+        bring_up_memory(4)
     if watch:
         memory.start()
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:

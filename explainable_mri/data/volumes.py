@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
+from nibabel.volumeutils import apply_read_scaling
 from nilearn.image import resample_img
 
 from ..files import replacing
@@ -171,6 +172,21 @@ def _require_grid(image: nib.Nifti1Image, path: Path, grid: Grid) -> None:
             "  Choose the scan's own grid in the configuration, or resample the scan (resample=True).")
 
 # %% ../../nbs/02_volumes.ipynb #f57385c0
+def _voxels(image: nib.Nifti1Image, path: Path) -> np.ndarray:
+    "All values of an image in float32; those of a compressed file are unpacked at once, and its checksum is compared."
+    if not path.name.endswith(".gz"):
+        return image.get_fdata(dtype=np.float32)
+    packed, proxy = path.read_bytes(), image.dataobj
+    size = proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize
+    content = isal_zlib.decompress(packed, wbits=31, bufsize=size + 1)
+    if len(content) < size:
+        content = igzip.decompress(packed)  # a file of several members, as parallel compressors write it
+    if len(content) < size:
+        raise EOFError(f"{len(content)} bytes where the header announces {size}")
+    values = np.ndarray(proxy.shape, proxy.dtype, content, proxy.offset, order="F")
+    return apply_read_scaling(values, proxy.slope, proxy.inter).astype(np.float32, copy=False)
+
+
 def load_map(
     path: str | os.PathLike,  # NIfTI file in any orientation
     grid: Grid,               # the grid to have it on
@@ -182,9 +198,7 @@ def load_map(
     if not resample:
         _require_grid(image, path, grid)
     try:
-        if path.name.endswith(".gz"):
-            image = type(image).from_bytes(igzip.decompress(path.read_bytes()))
-        values = image.get_fdata(dtype=np.float32).reshape(image.shape[:3])
+        values = _voxels(image, path).reshape(image.shape[:3])
     except (EOFError, OSError, ValueError, zlib.error, isal_zlib.error) as error:
         raise VolumeError(f"{path}: the file is damaged or cut short ({error}). Copy or convert it again.") from None
     if invalid := np.count_nonzero(~np.isfinite(values)):
