@@ -175,7 +175,7 @@ def test_gaps_are_filled_from_the_training_controls_alone(tmp_path):
     table.loc[[3, 4], "age"] = np.nan
     table.to_csv(tmp_path / "scans.csv", index=False)
     config = make_config({
-        "name": "gaps", "results": str(tmp_path / "results"), "covariates": ["age", "sex"], "split": {"folds": 2},
+        "name": "gaps", "results": str(tmp_path / "results"), "covariates": ["age", "sex"], "split": {"params": {"folds": 2}},
         "training": {"epochs": 1, "monitor": "validation_loss"},
         "cohort": {"name": "table", "params": {"path": str(tmp_path / "scans.csv"), "missing": "impute"}}})
     cohort = prepare_cohort(config)
