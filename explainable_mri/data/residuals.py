@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from .cohorts import LIMITS
@@ -270,7 +271,8 @@ class ResidualModel:
             _release(left)
             return left
 
-        return map_ahead(subtract, _blocks(volumes, len(table), "Removing covariates"))
+        with threadpool_limits(1, user_api="blas"):  # two levels of threads would wait for each other
+            yield from map_ahead(subtract, _blocks(volumes, len(table), "Removing covariates"))
 
     def effect(
         self,
