@@ -1,6 +1,6 @@
 """Time how fast scans become batches: our cache and dataset, TorchIO's SubjectsLoader, MONAI's CacheDataset and PersistentDataset.
 
-    python benchmarks/loading.py speed     # samples a second in the first and in later epochs
+    python benchmarks/loading.py speed     # samples a second in the first and in later epochs; also with --workers 2
     python benchmarks/loading.py memory    # peak memory as the cohort grows
     python benchmarks/loading.py memory-limited    # a cohort larger than the memory there is; on Linux, as root, with version 1 of cgroups
 
@@ -231,22 +231,22 @@ def measure(peer: str, **options) -> dict:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-def measure_speed(scans: int, batch_size: int) -> str:
+def measure_speed(scans: int, workers: int, batch_size: int) -> str:
     "Samples a second of all peers, as a Markdown table."
-    lines = ["| workers | loader | first epoch (s) | ÷ ours | later epochs (samples/s) | ours ÷ it |", "|---|---|---|---|---|---|"]
-    for workers in (0, 2):
-        results = {}
-        for peer in PEERS:
-            epochs = 2 if peer.startswith("TorchIO") else 4
-            results[peer] = measure(peer, scans=scans, batch_size=batch_size, workers=workers, epochs=epochs, watch=False)
-            print(workers, peer, results[peer], flush=True)
-        ours = results["ours"]
-        for peer, result in results.items():
-            rate = scans / statistics.median(result["later"])
-            lines.append(f"| {workers} | {peer} | {result['first']:.1f} | {result['first'] / ours['first']:.1f} | {rate:.0f} | "
-                         f"{scans / statistics.median(ours['later']) / rate:.1f} |")
+    lines = ["| loader | first epoch (s) | ÷ ours | later epochs (samples/s) | ours ÷ it |", "|---|---|---|---|---|"]
+    results = {}
+    for peer in PEERS:
+        epochs = 2 if peer.startswith("TorchIO") else 4
+        results[peer] = measure(peer, scans=scans, batch_size=batch_size, workers=workers, epochs=epochs, watch=False)
+        print(workers, peer, results[peer], flush=True)
+    ours = results["ours"]
+    for peer, result in results.items():
+        rate = scans / statistics.median(result["later"])
+        lines.append(f"| {peer} | {result['first']:.1f} | {result['first'] / ours['first']:.1f} | {rate:.0f} | "
+                     f"{scans / statistics.median(ours['later']) / rate:.1f} |")
     return (f"{scans} scans, 100×120×100 voxels in float32, batches of {batch_size}. The first epoch includes reading the files and building the "
-            "cache; memory that a virtual machine would first have to get from its host is touched before. Later epochs: the median of three (TorchIO, which keeps nothing between epochs: one).\n\n"
+            "cache; memory that a virtual machine would first have to get from its host is touched before. Later epochs: the "
+            "median of three (TorchIO, which keeps nothing between epochs: one).\n\n"
             + "\n".join(lines))
 
 
@@ -289,7 +289,7 @@ def measure_limited(scans: int, limit: float, batch_size: int) -> str:
 def write_results(title: str, command: str, text: str) -> None:
     "Replace this benchmark's section of RESULTS.md."
     versions = "; ".join(f"{package} {version(package)}" for package in ("torchio", "monai", "torch", "numpy"))
-    write_section(f"loading-{command}",
+    write_section(f"loading-{command.replace(' --workers ', '-')}",
                   f"## {title}\n\n`python benchmarks/loading.py {command}`, {datetime.date.today()}, {os.cpu_count()} CPU cores "
                   f"({platform.machine()}). {text}\n\nVersions: {versions}.")
 
@@ -299,6 +299,7 @@ def main() -> None:
     parser.add_argument("what", choices=["speed", "memory", "memory-limited", "worker"])
     parser.add_argument("--scans", type=int, default=120, help="scans of the comparison, and of the small cohort")
     parser.add_argument("--large", type=int, default=480, help="scans of the large cohort")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes of the comparison of speed")
     parser.add_argument("--limited", type=int, default=600, help="scans of the cohort that is larger than memory")
     parser.add_argument("--limit", type=float, default=1.2, help="memory that there is for it, in GB")
     parser.add_argument("--batch-size", type=int, default=20)
@@ -310,11 +311,12 @@ def main() -> None:
         return
     make_scans({"speed": options.scans, "memory": options.large, "memory-limited": options.limited}[options.what])
     title, text = {
-        "speed": ("speed", lambda: measure_speed(options.scans, options.batch_size)),
+        "speed": (f"speed with {options.workers} workers", lambda: measure_speed(options.scans, options.workers, options.batch_size)),
         "memory": ("memory", lambda: measure_memory(options.scans, options.large, options.batch_size)),
         "memory-limited": ("a cohort larger than memory", lambda: measure_limited(options.limited, options.limit, options.batch_size)),
     }[options.what]
-    write_results(f"Loading batches: {title}", options.what, text())
+    command = f"speed --workers {options.workers}" if options.what == "speed" else options.what
+    write_results(f"Loading batches: {title}", command, text())
 
 
 if __name__ == "__main__":
