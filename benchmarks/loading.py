@@ -1,7 +1,8 @@
 """Time how fast scans become batches: our cache and dataset, TorchIO's SubjectsLoader, MONAI's CacheDataset and PersistentDataset.
 
-    python benchmarks/loading.py speed     # samples a second in the first and in later epochs
+    python benchmarks/loading.py speed     # samples a second in the first and in later epochs; also with --workers 2
     python benchmarks/loading.py memory    # peak memory as the cohort grows
+    python benchmarks/loading.py memory-limited    # a cohort larger than the memory there is; on Linux, as root, with version 1 of cgroups
 
 All read the same compressed NIfTI files at 1.5 mm, cut out the same field of view and vary each scan by a left-right flip and a shift of
 up to 10 voxels. Each peer runs in a process of its own, one after the other. The scans are simulated once, in `.benchmarks/`; a
@@ -12,16 +13,19 @@ import datetime
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from results import write_section
+from results import bring_up_memory, write_section
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".benchmarks" / "loading"
@@ -158,8 +162,29 @@ class PeakMemory(threading.Thread):
         return total * 1024
 
 
-def work(peer: str, scans: int, batch_size: int, workers: int, epochs: int, watch: bool) -> dict:
+@contextmanager
+def limited_memory(gigabytes: float) -> Iterator[Path]:
+    "A group of processes that may use so much memory together, cached pages of files included; exits where there can be none."
+    group = Path("/sys/fs/cgroup/memory", f"explainable-mri-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError as error:
+        sys.exit(f"No group of processes with limited memory can be made ({error}). It takes Linux, version 1 of cgroups and root's rights.")
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(int(gigabytes * 1e9)))
+        yield group
+    finally:
+        for _ in range(50):
+            try:
+                return group.rmdir()
+            except OSError:
+                time.sleep(0.1)  # the last process is still leaving
+
+
+def work(peer: str, scans: int, batch_size: int, workers: int, epochs: int, watch: bool = False, group: str | None = None) -> dict:
     "Measure one peer: seconds of the first epoch, building included, and of each later one."
+    if group:
+        Path(group, "cgroup.procs").write_text(str(os.getpid()))
     import numpy as np
     import torch
 
@@ -171,6 +196,8 @@ def work(peer: str, scans: int, batch_size: int, workers: int, epochs: int, watc
     paths, sizes = make_scans(scans), [part.stop - part.start for part, _ in field_of_view()]
     memory = PeakMemory()
     start_memory = PeakMemory.now()
+    if not watch and not group:
+        bring_up_memory(4)
     if watch:
         memory.start()
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
@@ -187,7 +214,7 @@ def work(peer: str, scans: int, batch_size: int, workers: int, epochs: int, watc
             seconds.append(time.perf_counter() - start)
             start = time.perf_counter()
         memory.stopped.set()
-        result = {"first": seconds[0], "later": seconds[1:], "memory": memory.peak - start_memory}
+        result = {"first": seconds[0], "later": seconds[1:]} | ({"memory": memory.peak - start_memory} if watch else {})
         del loader
     return result
 
@@ -197,27 +224,29 @@ def measure(peer: str, **options) -> dict:
     command = [sys.executable, __file__, "worker", "--peer", peer, "--options", json.dumps(options)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if result.returncode == -signal.SIGKILL and "group" in options:
+        return {}
     if result.returncode:
         sys.exit(f"{peer} failed:\n{result.stderr[-2000:]}")
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-def measure_speed(scans: int, batch_size: int) -> str:
+def measure_speed(scans: int, workers: int, batch_size: int) -> str:
     "Samples a second of all peers, as a Markdown table."
-    lines = ["| workers | loader | first epoch (s) | ÷ ours | later epochs (samples/s) | ours ÷ it |", "|---|---|---|---|---|---|"]
-    for workers in (0, 2):
-        results = {}
-        for peer in PEERS:
-            epochs = 2 if peer.startswith("TorchIO") else 6
-            results[peer] = measure(peer, scans=scans, batch_size=batch_size, workers=workers, epochs=epochs, watch=False)
-            print(workers, peer, results[peer], flush=True)
-        ours = results["ours"]
-        for peer, result in results.items():
-            rate = scans / statistics.median(result["later"])
-            lines.append(f"| {workers} | {peer} | {result['first']:.1f} | {result['first'] / ours['first']:.1f} | {rate:.0f} | "
-                         f"{scans / statistics.median(ours['later']) / rate:.1f} |")
+    lines = ["| loader | first epoch (s) | ÷ ours | later epochs (samples/s) | ours ÷ it |", "|---|---|---|---|---|"]
+    results = {}
+    for peer in PEERS:
+        epochs = 2 if peer.startswith("TorchIO") else 4
+        results[peer] = measure(peer, scans=scans, batch_size=batch_size, workers=workers, epochs=epochs, watch=False)
+        print(workers, peer, results[peer], flush=True)
+    ours = results["ours"]
+    for peer, result in results.items():
+        rate = scans / statistics.median(result["later"])
+        lines.append(f"| {peer} | {result['first']:.1f} | {result['first'] / ours['first']:.1f} | {rate:.0f} | "
+                     f"{scans / statistics.median(ours['later']) / rate:.1f} |")
     return (f"{scans} scans, 100×120×100 voxels in float32, batches of {batch_size}. The first epoch includes reading the files and building the "
-            "cache. Later epochs: the median of five (TorchIO, which keeps nothing between epochs: one).\n\n"
+            "cache; memory that a virtual machine would first have to get from its host is touched before. Later epochs: the "
+            "median of three (TorchIO, which keeps nothing between epochs: one).\n\n"
             + "\n".join(lines))
 
 
@@ -241,19 +270,38 @@ def measure_memory(small: int, large: int, batch_size: int) -> str:
             "magnitude: the batches under way alone may take 0.1 GB each.\n\n" + "\n".join(lines))
 
 
+def measure_limited(scans: int, limit: float, batch_size: int) -> str:
+    "Samples a second of a cohort that is larger than memory, as a Markdown table."
+    lines = ["| loader | first epoch (s) | second epoch (samples/s) | peak memory, cached pages included (GB) |", "|---|---|---|---|"]
+    for peer in PEERS:
+        if peer.startswith("TorchIO"):
+            continue
+        with limited_memory(limit) as group:
+            result = measure(peer, scans=scans, batch_size=batch_size, workers=0, epochs=2, group=str(group))
+            peak = int((group / "memory.max_usage_in_bytes").read_text()) / 1e9
+        print(peer, result, peak, flush=True)
+        lines.append(f"| {peer} | {result['first']:.1f} | {scans / result['later'][0]:.0f} | {peak:.2f} |" if result else
+                     f"| {peer} | killed by the system for want of memory | – | {peak:.2f} |")
+    return (f"{scans} scans whose maps take {scans * 4.8e-3:.1f} GB, in a group of processes (cgroup) with {limit} GB of memory, in which the system counts "
+            f"cached pages of files as well. No worker processes, batches of {batch_size}; the first epoch includes building.\n\n" + "\n".join(lines))
+
+
 def write_results(title: str, command: str, text: str) -> None:
     "Replace this benchmark's section of RESULTS.md."
     versions = "; ".join(f"{package} {version(package)}" for package in ("torchio", "monai", "torch", "numpy"))
-    write_section(f"loading-{command}",
+    write_section(f"loading-{command.replace(' --workers ', '-')}",
                   f"## {title}\n\n`python benchmarks/loading.py {command}`, {datetime.date.today()}, {os.cpu_count()} CPU cores "
                   f"({platform.machine()}). {text}\n\nVersions: {versions}.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "memory", "worker"])
+    parser.add_argument("what", choices=["speed", "memory", "memory-limited", "worker"])
     parser.add_argument("--scans", type=int, default=120, help="scans of the comparison, and of the small cohort")
     parser.add_argument("--large", type=int, default=480, help="scans of the large cohort")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes of the comparison of speed")
+    parser.add_argument("--limited", type=int, default=600, help="scans of the cohort that is larger than memory")
+    parser.add_argument("--limit", type=float, default=1.2, help="memory that there is for it, in GB")
     parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--options", help=argparse.SUPPRESS)
@@ -261,11 +309,14 @@ def main() -> None:
     if options.what == "worker":
         print(json.dumps(work(options.peer, **json.loads(options.options))))
         return
-    make_scans(options.large if options.what == "memory" else options.scans)
-    if options.what == "speed":
-        write_results("Loading batches: speed", "speed", measure_speed(options.scans, options.batch_size))
-    else:
-        write_results("Loading batches: memory", "memory", measure_memory(options.scans, options.large, options.batch_size))
+    make_scans({"speed": options.scans, "memory": options.large, "memory-limited": options.limited}[options.what])
+    title, text = {
+        "speed": (f"speed with {options.workers} workers", lambda: measure_speed(options.scans, options.workers, options.batch_size)),
+        "memory": ("memory", lambda: measure_memory(options.scans, options.large, options.batch_size)),
+        "memory-limited": ("a cohort larger than memory", lambda: measure_limited(options.limited, options.limit, options.batch_size)),
+    }[options.what]
+    command = f"speed --workers {options.workers}" if options.what == "speed" else options.what
+    write_results(f"Loading batches: {title}", command, text())
 
 
 if __name__ == "__main__":

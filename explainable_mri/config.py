@@ -121,9 +121,7 @@ class SplitConfig(_Section):
     "How scans are divided into training, validation and test part."
 
     name: str = Field("stratified", description="way to split, such as stratified, repeated, nested, single, leave_one_cohort_out")
-    folds: int = Field(5, ge=2, description="number of folds, where the way to split does not tell it")
-    validation_fraction: float = Field(0.15, gt=0, lt=1, description="share of the people outside the test part kept for validation")
-    params: dict[str, Any] = Field(default_factory=dict, description="what only this way to split needs, such as repeats")
+    params: dict[str, Any] = Field(default_factory=dict, description="what this way takes, such as folds and validation_fraction")
 
 
 class TrainingConfig(_Section):

@@ -38,7 +38,7 @@ def workplace(tmp_path_factory) -> Path:
     shutil.copytree(ROOT / "config", folder / "config")
     (folder / "config" / "tiny.yaml").write_text(
         "base: base.yaml\nname: tiny\ncohort: {name: phantom, params: {folder: data/tiny, scans: 48, seed: 1}}\n"
-        "split: {folds: 2}\ntransforms: [{name: flip}]\ntraining: {epochs: 2, monitor: validation_loss}\n")
+        "split: {params: {folds: 2}}\ntransforms: [{name: flip}]\ntraining: {epochs: 2, monitor: validation_loss}\n")
     result = run("simulate", "config/tiny.yaml", cwd=folder)
     assert result.returncode == 0, result.stderr
     return folder

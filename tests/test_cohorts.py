@@ -175,7 +175,7 @@ def test_gaps_are_filled_from_the_training_controls_alone(tmp_path):
     table.loc[[3, 4], "age"] = np.nan
     table.to_csv(tmp_path / "scans.csv", index=False)
     config = make_config({
-        "name": "gaps", "results": str(tmp_path / "results"), "covariates": ["age", "sex"], "split": {"folds": 2},
+        "name": "gaps", "results": str(tmp_path / "results"), "covariates": ["age", "sex"], "split": {"params": {"folds": 2}},
         "training": {"epochs": 1, "monitor": "validation_loss"},
         "cohort": {"name": "table", "params": {"path": str(tmp_path / "scans.csv"), "missing": "impute"}}})
     cohort = prepare_cohort(config)
@@ -189,3 +189,42 @@ def test_gaps_are_filled_from_the_training_controls_alone(tmp_path):
     np.testing.assert_allclose(state["encoding"]["age"][0], ages[controls].mean())
     assert ages[controls].mean() != ages.mean()
     np.testing.assert_allclose(state["means"]["age"], [0], atol=1e-12)
+
+
+def test_the_groups_three_cohorts_join_as_shipped(tmp_path, monkeypatch):
+    "Names of files, headings and codes as in the group's notebooks; the parameters are those of config/joined.yaml."
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "mwp1_MNI/AD/mwp1ADNI_002_S_0729_MR_MT1__GradWarp__N3m_Br_20120322163605283_S89463_I291876.nii.gz": 0,
+        "mwp1_MNI/CN/mwp1ADNI_002_S_0295_MR_MT1__N3m_Br_20110412_S1_I2.nii.gz": 1,
+        "mwp1_MNI_AIBL/mwp1AIBL_1000_MR_MPRAGE_ADNI_confirmed__br_raw_20090107130529821_43_S61337_I132872.nii.gz": 2,
+        "mwp1_MNI_AIBL/mwp1AIBL_7_MR_MPRAGE_ADNI_confirmed__br_raw_20090107130529821_43_S1_I2.nii.gz": 3,
+        "mwp1_CAT12_DELCODE/0_CN/mwp1dzne_MPRAGE_011d501d1M0_T1_01_1.nii.gz": 4,
+        "mwp1_CAT12_DELCODE/2_MCI/mwp1dzne_MPRAGE_0f3a9b2c8M0_T1_01_1.nii.gz": 5,
+    }
+    grid = get_grid("cat12_1.5mm")
+    for name, seed in files.items():
+        values = np.zeros(grid.shape, np.uint8)
+        values[30:60, 30:60, 30:60] = seed + 1
+        (path := tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(values, grid.affine), path)
+    sheets = {
+        "hippocampus_volume_relevance_ADNI2.xlsx": ("ADNI2_LRP_CMP", {
+            "subject_ID": [729, 295], "Group at scan date (1=CN, 2=EMCI, 3=LMCI, 4=AD, 5=SMC)": [4, 1], "Age at scan": [70.1, 80.2],
+            "Sex (1=female)": [1, 0], "TIV_CAT12": [1400.5, 1500.5], "MRI_Field_Strength": [3, 3]}),
+        "aibl_ptdemog_final.xlsx": ("aibl_ptdemog_final", {
+            "RID": [1000, 7, 8], "DXCURREN": [3, 1, 2], "age": [71, 82, 60], "PTGENDER(1=Female)": [0, 1, 1],
+            "Total": [1600.1, 1300.2, 1350], "field_strength": [3, 1.5, 3]}),
+        "hippocampus_volume_relevance_DELCODE.xlsx": ("DELCODE_LRP_CMP", {
+            "SID": ["011d501d1", "0f3a9b2c8"], "prmdiag": [0, 2], "age": [66.6, 77.7], "sex_bin_1female": [1, 0],
+            "TIV_CAT12": [1450.5, 1550.5], "FieldStrength": [3, 3]}),
+    }
+    for name, (sheet, columns) in sheets.items():
+        pd.DataFrame(columns).to_excel(tmp_path / "data" / name, sheet_name=sheet, index=False)
+    cohort = prepare_cohort(load_config(ROOT / "config" / "joined.yaml"))
+    found = {row.subject: (row.cohort, row.group, row.sex, row.age, row.tiv, row.field_strength) for row in cohort.table.itertuples()}
+    assert found == {
+        "adni2_0729": ("adni2", "AD", "F", 70.1, 1400.5, 3), "adni2_0295": ("adni2", "CN", "M", 80.2, 1500.5, 3),
+        "aibl_1000": ("aibl", "AD", "M", 71, 1600.1, 3), "aibl_7": ("aibl", "CN", "F", 82, 1300.2, 1.5),
+        "delcode_011d501d1": ("delcode", "CN", "F", 66.6, 1450.5, 3), "delcode_0f3a9b2c8": ("delcode", "MCI", "M", 77.7, 1550.5, 3)}
+    assert any("1 of 3 rows" in note and "aibl" in note for note in cohort.notes), cohort.notes

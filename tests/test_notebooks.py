@@ -19,7 +19,7 @@ def project(tmp_path_factory) -> Path:
     shutil.copytree(ROOT / "config", folder / "config")
     (folder / "config" / "tiny.yaml").write_text(
         "base: base.yaml\nname: tiny\ncohort: {name: phantom, params: {folder: data/tiny, scans: 48, seed: 2}}\n"
-        "split: {folds: 2}\ntraining: {epochs: 9}\n")
+        "split: {params: {folds: 2}}\ntraining: {epochs: 9}\n")
     return folder
 
 

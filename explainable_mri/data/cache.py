@@ -12,11 +12,8 @@ import logging
 import os
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +22,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..config import CacheConfig
-from .residuals import ResidualModel
+from .residuals import ResidualModel, map_ahead, write_maps
 from .volumes import Grid, VolumeError, load_volume
 from ..files import read_json, write_json
 
@@ -39,12 +36,9 @@ def _read(paths: Iterable[str], count: int, grid: Grid, threads: int) -> Iterato
         except VolumeError as error:
             return error
 
-    problems, paths = [], iter(paths)
-    with ThreadPoolExecutor(threads) as pool, tqdm(total=count, desc="Reading scans", unit="scan", delay=2) as progress:
-        ahead = deque(pool.submit(read, path) for path in islice(paths, 2 * threads))
-        while ahead:
-            result = ahead.popleft().result()
-            ahead.extend(pool.submit(read, path) for path in islice(paths, 1))
+    problems = []
+    with tqdm(total=count, desc="Reading scans", unit="scan", delay=2) as progress:
+        for result in map_ahead(read, paths, threads):
             progress.update()
             if isinstance(result, VolumeError):
                 problems.append(str(result))
@@ -75,8 +69,8 @@ def _describe(table: pd.DataFrame, grid: Grid, dtype: str, residuals: ResidualMo
     "Everything that decides what the prepared maps are, as JSON values; covariates enter as a hash alone."
     taken_out = None
     if residuals is not None:
-        content = np.ascontiguousarray(residuals.coefficients_).tobytes() + residuals.design_.matrix(table).tobytes()
-        taken_out = hashlib.sha256(content).hexdigest()
+        parts = [residuals.coefficients_, residuals.design_.matrix(table), *([] if residuals.covered_ is None else [residuals.covered_])]
+        taken_out = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
     box = [list(part.indices(size)) for part, size in zip(grid.field_of_view, grid.shape)]
     return {"format": 1, "dtype": dtype, "shape": [len(table), *grid.cropped_shape], "residuals": taken_out,
             "grid": {"shape": list(grid.shape), "affine": grid.affine.tolist(), "field_of_view": box},
@@ -112,14 +106,10 @@ def _open_entry(path: Path, about: dict) -> np.memmap:
     return maps
 
 
-def _write_array(path: Path, maps: Iterable[np.ndarray], about: dict) -> None:
-    "Write maps one after the other as a .npy file, down to the disk."
-    with open(path, "wb") as file:
-        header = {"descr": np.dtype(about["dtype"]).str, "fortran_order": False, "shape": tuple(about["shape"])}
-        np.lib.format.write_array_header_2_0(file, header)
-        for each in maps:
-            file.write(np.ascontiguousarray(_converted(each, about["dtype"])).data)
-        file.flush()
+def _write_entry(path: Path, maps: Iterable[np.ndarray], about: dict) -> None:
+    "Write an entry's array, down to the disk."
+    write_maps((_converted(each, about["dtype"]) for each in maps), path, about["shape"], about["dtype"])
+    with path.open("r+b") as file:
         os.fsync(file.fileno())
 
 
@@ -184,7 +174,7 @@ def _build(path: Path, about: dict, prepare: Callable[[], Iterable[np.ndarray]])
                          "set cache.folder to another disk, or cache.dtype=float16 for half the size.")
     partial.mkdir()
     try:
-        _write_array(partial / "maps.npy", prepare(), about)
+        _write_entry(partial / "maps.npy", prepare(), about)
         write_json(about, partial / "about.json")
         os.rename(partial, path)
     except OSError as error:
@@ -292,9 +282,6 @@ def _require_memory(shape: tuple[int, ...]) -> None:
                          "of memory. Set cache.folder, for instance cache.folder=data/cache, to keep them on disk.")
 
 # %% ../../nbs/17_cache.ipynb #2746fa08
-_BLOCK = 8  # maps in memory at a time
-
-
 def residual_maps(
     volumes: np.ndarray,             # maps from `load_volumes` (scans, x, y, z); overwritten where they are in memory
     table: pd.DataFrame,             # the cohort's table with paths and covariates, a row a map
@@ -304,18 +291,14 @@ def residual_maps(
 ) -> np.ndarray:                     # residual maps (scans, x, y, z), memory-mapped, read only, where there is a cache
     "Take the covariates out of a cohort's maps; raises `CovariateError` for covariates that the model cannot use."
 
-    def subtract() -> Iterator[np.ndarray]:
-        for start in tqdm(range(0, len(table), _BLOCK), desc="Removing covariates", unit="block", delay=2):
-            rows = slice(start, start + _BLOCK)
-            yield from residuals.transform(volumes[rows], table.iloc[rows])
-
     if len(volumes) != len(table):
         raise ValueError(f"The table has {len(table)} rows, but there are {len(volumes)} maps.")
-    about = _describe(table, grid, cache.dtype, residuals)
     if cache.folder is not None:
-        return _entry(cache, about, subtract)
-    reuse = volumes.flags.writeable and volumes.dtype == cache.dtype
-    out = volumes if reuse else np.empty(volumes.shape, cache.dtype)
-    for row, values in enumerate(subtract()):
+        about = _describe(table, grid, cache.dtype, residuals)
+        return _entry(cache, about, lambda: residuals.stream(volumes, table))
+    if cache.dtype == "float32":
+        return residuals.transform(volumes, table, out=volumes if volumes.flags.writeable else None)
+    out = np.empty(volumes.shape, cache.dtype)
+    for row, values in enumerate(residuals.stream(volumes, table)):
         out[row] = _converted(values, cache.dtype)
     return out

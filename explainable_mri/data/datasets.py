@@ -8,6 +8,7 @@ __all__ = ['labels', 'ScanDataset']
 # %% ../../nbs/18_datasets.ipynb #8a8407cb
 import copy
 import math
+import mmap
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -66,6 +67,7 @@ class ScanDataset(Dataset):
     ) -> dict[str, torch.Tensor]:  # 'volume' (N, 1, x, y, z) float32, 'label' and 'row' (N,) int64
         "What a data loader makes of the items, when PyTorch's generator has the item's seed for each, with fewer copies."
         rows = self.rows[list(items)]
+        _fetch(self.volumes, rows)
         volumes = _empty((len(rows), 1, *self.volumes.shape[1:]))
         if hasattr(self.transform, "fill"):
             self.transform.fill(volumes, [self.volumes[row] for row in rows], seeds)
@@ -97,6 +99,16 @@ def _empty(shape: tuple[int, ...]) -> torch.Tensor:
         return torch.from_numpy(np.empty(shape, np.float32))  # NumPy asks for large pages, which are quicker to have
     storage = torch.UntypedStorage._new_shared(4 * math.prod(shape), device="cpu")
     return torch.empty(0).set_(storage, 0, shape)
+
+
+def _fetch(volumes: np.ndarray, rows: Sequence[int]) -> None:
+    "Have the system read these maps of a mapped file in large pieces, those of a batch side by side, unless they are in memory."
+    if not isinstance(_file_of(volumes), str) or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    size, start = volumes.strides[0], volumes.offset % mmap.ALLOCATIONGRANULARITY
+    for row in rows:
+        page = (start + int(row) * size) // mmap.PAGESIZE * mmap.PAGESIZE
+        volumes._mmap.madvise(mmap.MADV_WILLNEED, page, start + (int(row) + 1) * size - page)
 
 
 def _file_of(volumes: np.ndarray) -> np.ndarray | str:

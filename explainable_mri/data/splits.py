@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-from ..config import SPLITS, Component, SplitConfig, suggest
+from ..config import SPLITS, SplitConfig, suggest
 from .cohorts import CohortError, read_table
 
 # %% ../../nbs/16_splits.ipynb #5382e49d
@@ -93,10 +93,10 @@ def _test_parts(table: pd.DataFrame, folds: int, seed: int) -> list[np.ndarray]:
 
 @SPLITS.register("stratified")
 def stratified(
-    table: pd.DataFrame,         # columns `subject`, `group` and, where visits repeat, `session`; a row a scan
-    folds: int,                  # number of folds, at least 2
-    validation_fraction: float,  # share of the subjects outside the test part that go to the validation part
-    seed: int,                   # seed of all draws
+    table: pd.DataFrame,                # columns `subject`, `group` and, where visits repeat, `session`; a row a scan
+    seed: int,                          # seed of all draws
+    folds: int = 5,                     # number of folds, at least 2
+    validation_fraction: float = 0.15,  # share of the subjects outside the test part that go to the validation part
 ) -> list[Split]:                # a split for each fold
     "Cross-validation stratified by group; raises `SplitError` where groups are too small for it."
     return [_with_validation(table, test, validation_fraction, seed) for test in _test_parts(table, folds, seed)]
@@ -104,25 +104,24 @@ def stratified(
 # %% ../../nbs/16_splits.ipynb #5e7c1a6e
 @SPLITS.register("repeated")
 def repeated(
-    table: pd.DataFrame,         # as for `stratified`
-    folds: int,                  # folds of each repetition
-    validation_fraction: float,  # as for `stratified`
-    seed: int,                   # seed of all draws; the first repetition is the cross-validation without repetitions
-    repeats: int = 5,            # number of repetitions
+    table: pd.DataFrame,                # as for `stratified`
+    seed: int,                          # seed of all draws; the first repetition is the cross-validation without repetitions
+    folds: int = 5,                     # folds of each repetition
+    validation_fraction: float = 0.15,  # as for `stratified`
+    repeats: int = 5,                   # number of repetitions
 ) -> list[Split]:                # folds of the first repetition, then those of the next
     "Cross-validation, repeated with other draws."
     _require_count("repeats", repeats, 1)
     seeds = [seed, *(int(np.random.SeedSequence([seed, repeat]).generate_state(1)[0]) for repeat in range(1, repeats))]
-    return [split for one in seeds for split in stratified(table, folds, validation_fraction, one)]
+    return [split for one in seeds for split in stratified(table, one, folds, validation_fraction)]
 
 
 @SPLITS.register("nested")
 def nested(
-    table: pd.DataFrame,         # as for `stratified`
-    folds: int,                  # number of outer folds
-    validation_fraction: float,  # not used: an inner fold is the validation part
-    seed: int,                   # seed of all draws
-    inner: int = 5,              # number of inner folds
+    table: pd.DataFrame,  # as for `stratified`
+    seed: int,            # seed of all draws
+    folds: int = 5,       # number of outer folds
+    inner: int = 5,       # number of inner folds
 ) -> list[Split]:                # inner folds of the first outer fold, then those of the next
     "Cross-validation within cross-validation: `test` is the outer fold, `validation` the inner one."
     splits = []
@@ -144,11 +143,10 @@ def _require_count(name: str, value: int, least: int) -> None:
 # %% ../../nbs/16_splits.ipynb #fcfa267c
 @SPLITS.register("single")
 def single(
-    table: pd.DataFrame,         # as for `stratified`
-    folds: int,                  # not used: there is one
-    validation_fraction: float,  # as for `stratified`
-    seed: int,                   # seed of all draws
-    test_fraction: float = 0.2,  # share of the subjects that go to the test part
+    table: pd.DataFrame,                # as for `stratified`
+    seed: int,                          # seed of all draws
+    test_fraction: float = 0.2,         # share of the subjects that go to the test part
+    validation_fraction: float = 0.15,  # share of the others that go to the validation part
 ) -> list[Split]:                # one split
     "One training, validation and test part, stratified by group."
     ordered = _ordered(table)
@@ -158,10 +156,9 @@ def single(
 
 @SPLITS.register("leave_one_cohort_out")
 def leave_one_cohort_out(
-    table: pd.DataFrame,         # as for `stratified`, with a column `cohort`
-    folds: int,                  # not used: there are as many as cohorts
-    validation_fraction: float,  # as for `stratified`
-    seed: int,                   # seed of all draws
+    table: pd.DataFrame,                # as for `stratified`, with a column `cohort`
+    seed: int,                          # seed of all draws
+    validation_fraction: float = 0.15,  # as for `stratified`
 ) -> list[Split]:                # a split for each cohort as test part, cohorts in alphabetical order
     "Each cohort in turn is the test part."
     if "cohort" not in table or table["cohort"].nunique() < 2:
@@ -173,11 +170,10 @@ def leave_one_cohort_out(
 # %% ../../nbs/16_splits.ipynb #4df25bca
 @SPLITS.register("listed")
 def listed(
-    table: pd.DataFrame,         # as for `stratified`
-    folds: int,                  # not used: there is one
-    validation_fraction: float,  # as for `stratified`; used where the list has no validation part
-    seed: int,                   # seed of that draw
-    path: str | os.PathLike = "",  # the list: .csv, .tsv, .txt or .xlsx with columns `subject` and `part`
+    table: pd.DataFrame,        # as for `stratified`
+    seed: int,                  # seed of the validation part, where one is drawn
+    path: str | os.PathLike,    # the list: .csv, .tsv, .txt or .xlsx with columns `subject` and `part`
+    validation_fraction: float | None = None,  # as for `stratified`, only where the list has no validation part; None: 0.15
 ) -> list[Split]:                # one split
     "Parts as a list of subjects says; raises `SplitError` that names everybody whose part is not clear."
     listing = read_table(path)
@@ -193,7 +189,10 @@ def listed(
         raise CohortError(str(path), problems)
     part = table["subject"].map(by_subject.str[0]).to_numpy()
     if "validation" not in part:
-        return [_with_validation(table, np.flatnonzero(part == "test"), validation_fraction, seed)]
+        drawn = 0.15 if validation_fraction is None else validation_fraction
+        return [_with_validation(table, np.flatnonzero(part == "test"), drawn, seed)]
+    if validation_fraction is not None:
+        raise SplitError(f"{path} lists the validation part, so none is drawn. Leave validation_fraction out.")
     split = Split(*(np.flatnonzero(part == name) for name in names))
     _check_groups(table, split)
     return [split]
@@ -201,11 +200,11 @@ def listed(
 # %% ../../nbs/16_splits.ipynb #e940ff77
 @SPLITS.register("published")
 def published(
-    table: pd.DataFrame,         # as for `stratified`, rows in the order of the published file list
-    folds: int,                  # number of folds; 10 were published
-    validation_fraction: float,  # as for `stratified`
-    seed: int,                   # seed of the validation part
-    state: int = 42,             # seed of the test parts
+    table: pd.DataFrame,                # as for `stratified`, rows in the order of the published file list
+    seed: int,                          # seed of the validation part
+    folds: int = 10,                    # number of folds
+    validation_fraction: float = 0.15,  # as for `stratified`
+    state: int = 42,                    # seed of the test parts
 ) -> list[Split]:                # a split for each fold
     "The cross-validation of Dyrba et al. (2021), Alzheimer's Research & Therapy 13:191."
     kfold = StratifiedKFold(folds, shuffle=True, random_state=np.random.RandomState(state))
@@ -218,8 +217,10 @@ def make_splits(
     seed: int,            # seed of all draws
 ) -> list[Split]:         # a split for each fold
     "Split a cohort as configured; raises `ConfigError` for an unknown way, `SplitError` where the cohort does not allow it."
-    return SPLITS.build(Component(name=config.name, params=config.params), table=table, folds=config.folds,
-                        validation_fraction=config.validation_fraction, seed=seed)
+    try:
+        return SPLITS.build(config, table=table, seed=seed)
+    except TypeError as error:
+        raise SplitError(f"The split '{config.name}' cannot be made with {config.params}: {error}.") from None
 
 
 def choose_fold(

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
+from nibabel.volumeutils import apply_read_scaling
 from nilearn.image import resample_img
 
 from ..files import replacing
@@ -157,7 +159,12 @@ def check_volume(
     grid: Grid,               # the grid it should be on
 ) -> None:
     "Raise `VolumeError` unless the file's header says that it is a 3D volume on `grid`."
-    shape, affine = _geometry(_open(Path(path)))
+    _require_grid(_open(Path(path)), Path(path), grid)
+
+
+def _require_grid(image: nib.Nifti1Image, path: Path, grid: Grid) -> None:
+    "Raise `VolumeError` unless the image lies on `grid`."
+    shape, affine = _geometry(image)
     if shape != grid.shape or not np.allclose(affine, grid.affine, atol=1e-3):
         raise VolumeError(
             f"{path}: not on the grid '{grid.name}'.\n  File (RAS+): {_describe(shape, affine)}\n"
@@ -165,6 +172,21 @@ def check_volume(
             "  Choose the scan's own grid in the configuration, or resample the scan (resample=True).")
 
 # %% ../../nbs/02_volumes.ipynb #f57385c0
+def _voxels(image: nib.Nifti1Image, path: Path) -> np.ndarray:
+    "All values of an image in float32; those of a compressed file are unpacked at once, and its checksum is compared."
+    if not path.name.endswith(".gz"):
+        return image.get_fdata(dtype=np.float32)
+    packed, proxy = path.read_bytes(), image.dataobj
+    size = proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize
+    content = isal_zlib.decompress(packed, wbits=31, bufsize=size + 1)
+    if len(content) < size:
+        content = igzip.decompress(packed)  # a file of several members, as parallel compressors write it
+    if len(content) < size:
+        raise EOFError(f"{len(content)} bytes where the header announces {size}")
+    values = np.ndarray(proxy.shape, proxy.dtype, content, proxy.offset, order="F")
+    return apply_read_scaling(values, proxy.slope, proxy.inter).astype(np.float32, copy=False)
+
+
 def load_map(
     path: str | os.PathLike,  # NIfTI file in any orientation
     grid: Grid,               # the grid to have it on
@@ -172,12 +194,12 @@ def load_map(
 ) -> np.ndarray:              # float32 array of the grid's cropped shape, axes x, y, z in RAS+
     "Read a NIfTI file as an array; raises `VolumeError` for a file that is damaged or on another grid."
     path = Path(path)
-    if not resample:
-        check_volume(path, grid)
     image = _open(path)
+    if not resample:
+        _require_grid(image, path, grid)
     try:
-        values = image.get_fdata(dtype=np.float32).reshape(image.shape[:3])
-    except (EOFError, OSError, ValueError, zlib.error) as error:
+        values = _voxels(image, path).reshape(image.shape[:3])
+    except (EOFError, OSError, ValueError, zlib.error, isal_zlib.error) as error:
         raise VolumeError(f"{path}: the file is damaged or cut short ({error}). Copy or convert it again.") from None
     if invalid := np.count_nonzero(~np.isfinite(values)):
         raise VolumeError(f"{path}: {invalid} of {values.size} voxels are NaN or infinite. Set them to 0 before use.")

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 import explainable_mri.data.sources  # registers the sources of cohorts
 from .. import __version__
-from ..config import COHORTS, ConfigError, ExperimentConfig, load_config, save_config, suggest
+from ..config import COHORTS, Component, ConfigError, ExperimentConfig, load_config, save_config, suggest
 from ..data.augmentation import build_transforms
 from ..data.cache import load_volumes, residual_maps
 from ..data.cohorts import Cohort, CohortError
@@ -117,10 +117,16 @@ def class_names(
     return [" or ".join(config.negative), " or ".join(config.positive)]
 
 
+def _imputes(cohort: Component) -> bool:
+    "Tell whether the rules of a cohort, or of one of those that it joins, admit gaps (missing: impute)."
+    parts = [cohort.params, *(part.get("params", {}) for part in cohort.params.get("cohorts", {}).values())]
+    return any(params.get("missing") == "impute" for params in parts)
+
+
 def _fit_residuals(config: ExperimentConfig, cohort: Cohort, split: Split, volumes) -> ResidualModel:
     "Fit the residual model on the controls of the training part."
     controls = split.train[cohort.table.group.iloc[split.train].isin(config.negative)]
-    model = ResidualModel(config.covariates, impute=True)  # gaps are there only where the rules of the cohort admit them
+    model = ResidualModel(config.covariates, impute=_imputes(config.cohort))
     return model.fit((volumes[row] for row in controls), cohort.table.iloc[controls])
 
 # %% ../../nbs/71_folds.ipynb #6157446c

@@ -331,7 +331,7 @@ def train(
         raise TrainingError(str(error)) from None
     if missing := set(range(classes)) - set(validation_labels.tolist()):
         raise TrainingError(f"The {len(validation_labels)} validation scans hold none of class {min(missing)}, so the "
-                            "best epoch cannot be told. Raise split.validation_fraction or use more scans.")
+                            "best epoch cannot be told. Raise split.params.validation_fraction or use more scans.")
     input_shape = list(training_set[0]["volume"].shape[1:])
     about = {
         "network": network.model_dump(mode="json"), "loss": loss.model_dump(mode="json"),
