@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -77,8 +78,10 @@ def _describe(people: pd.DataFrame, names: list[str], groups: list[str]) -> pd.D
     "Means or counts of each covariate by group, with tests where there are several groups; gaps get a row of their own."
     counted = [name for name in names if name in ("sex", "field_strength") or not pd.api.types.is_numeric_dtype(people[name])]
     tested = len(groups) > 1 and people["group"].value_counts().min() > 1
-    made = TableOne(people, columns=names, categorical=counted, groupby="group", order={"group": groups}, pval=tested,
-                    htest_name=tested, rename=_TITLES, missing=False).tableone if names else pd.DataFrame()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting a new row on a DataFrame with a MultiIndex")  # inside tableone 0.9.6
+        made = TableOne(people, columns=names, categorical=counted, groupby="group", order={"group": groups}, pval=tested,
+                        htest_name=tested, rename=_TITLES, missing=False).tableone if names else pd.DataFrame()
     made.columns = [name if isinstance(name, str) else name[-1] for name in made.columns]
     made.index = [" ".join(filter(None, [name, "" if pd.isna(level) else str(level)])) for name, level in made.index]
     made = made.rename(columns={"Overall": "all", "P-Value": "p", "Test": "test"}).drop(index="n", errors="ignore")
