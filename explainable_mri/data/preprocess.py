@@ -35,8 +35,7 @@ class Recipe:
     bias_iterations: tuple[int, ...] = (25, 25, 25)     # N4, from coarse to fine
     affine_iterations: tuple[int, ...] = (100, 50, 10)  # most iterations of the affine registration, coarse to fine
     place_iterations: tuple[int, ...] = (20, 10, 0)     # SyN of the head, coarse to fine
-    syn_iterations: tuple[int, ...] = (20, 10, 3)       # SyN of the brain, coarse to fine
-    syn_radius: int = 2                            # voxels around each in which SyN of the brain correlates brightness
+    syn_iterations: tuple[int, ...] = (40, 20, 5)       # SyN of the brain, coarse to fine
     prior_weight: float = 0.25                     # weight of the template's tissue maps in Atropos
     neighbour_weight: float = 0.1                  # weight of neighbouring voxels in Atropos
     tissue_iterations: int = 5                     # iterations of Atropos
@@ -166,11 +165,11 @@ def _affine(template: Template, image: Any, start: str | None, mask: Any, recipe
 
 
 def _deform(template: Template, image: Any, start: Registration, mask: Any, iterations: tuple[int, ...], recipe: Recipe,
-            prefix: str, **metric: Any) -> Registration:
-    "Register with SyN, from an affine registration; by mutual information where no `metric` is given."
+            prefix: str) -> Registration:
+    "Register with SyN, from an affine registration, by mutual information."
     result = require("ants").registration(
         template.t1, image, "SyNOnly", initial_transform=start.affine, outprefix=prefix, mask=mask,
-        mask_all_stages=True, reg_iterations=iterations, random_seed=recipe.seed, **metric)
+        mask_all_stages=True, reg_iterations=iterations, random_seed=recipe.seed)
     return Registration(result["fwdtransforms"][1], result["fwdtransforms"][0], result["invtransforms"][1])
 
 
@@ -303,7 +302,7 @@ def preprocess(
         with clock("register"):
             affine = _affine(template, corrected, placed.affine, None, recipe, os.path.join(folder, "brain_affine"))
             registration = _deform(template, corrected, affine, None, recipe.syn_iterations, recipe,
-                                   os.path.join(folder, "brain_syn"), syn_metric="CC", syn_sampling=recipe.syn_radius)
+                                   os.path.join(folder, "brain_syn"))
         with clock("segment"):
             tissues = segment(corrected, brain, registration, template, recipe)
         with clock("modulate"):

@@ -349,7 +349,7 @@ def plot_quality(
         ax = figure.add_axes((0, bottom, 1, 0.225))
         figure.text(0.012, bottom + 0.23, title, color="white", fontsize=11)
         view = plotting.plot_img(image, cut_coords=cuts, cmap="gray", black_bg=True, colorbar=False, draw_cross=False,
-                                 axes=ax)
+                                 axes=ax, vmin=0, vmax=float(np.percentile(image.get_fdata(), 99.8)))
         for outline, color in outlines:
             view.add_contours(outline, levels=[0.5], colors=color, linewidths=1)
     return figure
