@@ -9,7 +9,7 @@ __all__ = ['Box', 'Operation', 'Elementwise', 'LinearLayer', 'Dense', 'fast_layo
 # %% ../../nbs/39_lrp_layers.ipynb #e210bb0b
 import copy
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
