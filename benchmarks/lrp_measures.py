@@ -150,8 +150,8 @@ def main() -> None:
                   "## What each measure for speed gives\n\n"
                   f"`python benchmarks/lrp_measures.py`, {datetime.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), PyTorch "
                   f"{torch.__version__}; `lrp.sequential_preset_a` as above. The first row has all measures of chapters 39 and 40; each other row lacks the one "
-                  f"that it names. Median of {options.rounds * options.repeats} maps a cell, the first of each process not counted; ratios below about 1.1 are "
-                  "within the machine's noise.\n\n" + "\n".join(lines))
+                  f"that it names. Median of {options.rounds * options.repeats} maps a cell, the first of each process not counted. AlexNet and ResNet have no "
+                  "strides, so their ratios in that row show the machine's noise.\n\n" + "\n".join(lines))
 
 
 if __name__ == "__main__":
