@@ -248,16 +248,16 @@ def list_caps(
     folder: Path,                                 # CAPS folder, the one that holds `subjects`
     table: Path,                                  # covariates of visits: .tsv, .csv, .txt or .xlsx
     pipeline: Literal["t1-linear", "t1-volume"] = "t1-volume",  # Clinica's pipeline that made the maps
-    dartel_group: str | None = None,              # label of a DARTEL template; None takes the maps of SPM's segmentation
+    dartel_group: str | None = None,              # label of a DARTEL template; None: the only one, or SPM's segmentation without one
     fwhm: int | None = None,                      # width of the smoothing of DARTEL maps in mm; None takes unsmoothed ones
     columns: Mapping[str, str] | None = None,     # the table's heading for each column of a cohort, where they differ
     values: Mapping[str, Mapping] | None = None,  # for columns of a cohort, the word for each code
     unmatched: Literal["error", "drop"] = "error",  # what is done about files without a row
 ) -> Listing:                                     # the scans
     "Scans that Clinica's pipelines prepared."
-    where = "segmentation/normalized_space" if dartel_group is None else f"dartel/group-{dartel_group}"
-    name = _CAPS[pipeline].format(place=where, fwhm="" if fwhm is None else f"_fwhm-{fwhm}mm")
     folder = require_folder(folder)
+    place = f"dartel/group-{dartel_group}" if dartel_group else _place_of_maps(folder)
+    name = _CAPS[pipeline].format(place=place, fwhm="" if fwhm is None else f"_fwhm-{fwhm}mm")
     files = sorted(folder.glob(f"subjects/sub-*/ses-*/{name}"))
     if not files:
         raise CohortError(str(folder), [f"There is no file subjects/sub-*/ses-*/{name}. Has {pipeline} been run?"])
@@ -268,6 +268,15 @@ def list_caps(
     covariates = map_columns(read_table(table), headings, values, str(table))
     scans, notes = join_covariates(scans, covariates, str(table), unmatched)
     return Listing(scans, str(folder), notes=notes)
+
+
+def _place_of_maps(folder: Path) -> str:
+    "Where t1-volume's maps lie in a visit's folder: with the only DARTEL template, or as segmented where there is none."
+    groups = sorted({path.name for path in folder.glob("subjects/sub-*/ses-*/t1/spm/dartel/group-*")})
+    if len(groups) > 1:
+        labels = ", ".join(group.removeprefix("group-") for group in groups)
+        raise CohortError(str(folder), [f"There are maps of several DARTEL templates: {labels}. Choose one: dartel_group: LABEL."])
+    return f"dartel/{groups[0]}" if groups else "segmentation/normalized_space"
 
 # %% ../../nbs/14_sources.ipynb #a922f3f0
 _OASIS = {"subject": "id", "age": "age", "sex": "mf", "tiv": "etiv", "cdr": "cdr"}
