@@ -1,6 +1,6 @@
 """Render the book into docs/ from the notebooks as they were executed: nbdev prepares the pages, Quarto or smalldocs lays
-them out. What is added to nbdev's own preparation: chapters carry their numbers, and the source of what a chapter exports
-can be unfolded below its signature."""
+them out. What is added to nbdev's own preparation: chapters carry their numbers, the source of what a chapter exports can be
+unfolded below its signature, and formulas become MathML, which browsers show without a network."""
 import ast
 import re
 import shutil
@@ -10,11 +10,13 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+from latex2mathml.converter import convert
 from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 
 DEFINITION = ast.FunctionDef | ast.ClassDef
 EXPORT = re.compile(r"#\|\s*export[is]?\b.*\n")
+FORMULA = re.compile(r"(?P<code>```.*?```|`[^`]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>\S[^$]*)\$", re.DOTALL)
 
 
 def title_cells(
@@ -90,6 +92,18 @@ def document(
     return cells
 
 
+def with_formulas(
+    text: str,  # Markdown with formulas between dollars
+) -> str:       # the same with MathML in their places
+    "Turn formulas, but not what is code, into MathML."
+
+    def formula(found: re.Match) -> str:
+        tex = found["block"] or found["inline"]
+        return convert(tex.strip(), display="block" if found["block"] else "inline") if tex else found[0]
+
+    return FORMULA.sub(formula, text)
+
+
 def prepare(
     path: Path,  # a notebook, rewritten in place
 ) -> None:
@@ -102,6 +116,8 @@ def prepare(
         if cell.cell_type == "code" and EXPORT.match(cell.source):
             cells += document(cell)
             continue
+        if cell.cell_type == "markdown":
+            cell.source = with_formulas(cell.source)
         if cell.cell_type == "code" and not cell.source.startswith("show_doc"):
             cell.source = f"#| eval: false\n{cell.source}"  # nbdev would run what imports something
         cells.append(cell)
