@@ -90,7 +90,12 @@ def make_composite(
         surrogate=innvestigate, keras_layers=innvestigate, fold=not innvestigate, **more)
 
 # %% ../../nbs/42_lrp.ipynb #b2aa037a
-def alpha_beta_rule(convention: Convention, alpha: float, beta: float) -> AlphaBeta:
+def alpha_beta_rule(
+    convention: Convention,  # whose definition holds
+    alpha: float,            # weight of positive contributions
+    beta: float,             # weight of negative contributions
+) -> AlphaBeta:              # the rule
+    "LRP-αβ with the bias in both denominators, as in iNNvestigate, or in that of its own sign, as in the literature."
     return AlphaBeta(alpha, beta, "both" if convention == "innvestigate" else "own")
 
 
@@ -109,9 +114,9 @@ def preset(
 
 
 def deep_taylor(
-    convention: Convention,
-    first: Rule | None = None,
-) -> Composite:
+    convention: Convention,     # whose definition holds
+    first: Rule | None = None,  # rule of the first layer
+) -> Composite:                 # the composite
     "Deep Taylor decomposition: z⁺ in all layers with weights, the gradient elsewhere."
     composite = make_composite(convention, ZPlus(), first=first, positive_logit=True)
     if convention == "innvestigate":
