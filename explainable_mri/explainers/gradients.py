@@ -42,7 +42,7 @@ class GradientExplainer:
             with torch.no_grad(), explain_misfit(self.network, inputs):
                 targets = choose_targets(self.network(inputs), target)
             with torch.enable_grad():
-                return self._explain(inputs, targets).detach()
+                return self._explain(inputs.requires_grad_(), targets).detach()
 
     def _explain(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return attr.Saliency(self.network).attribute(inputs, targets, abs=False)
@@ -103,7 +103,7 @@ class SmoothGrad(GradientExplainer):
         devices = [inputs.device] if inputs.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.seed)
-            return attr.NoiseTunnel(attr.Saliency(self.network)).attribute(
+            return attr.NoiseTunnel(attr.Saliency(lambda noisy: self.network(noisy.to(inputs.dtype)))).attribute(
                 inputs, nt_type="smoothgrad", nt_samples=self.samples, stdevs=self.deviation,
                 nt_samples_batch_size=min(self.batch_size, self.samples), target=targets, abs=False)
 
@@ -126,10 +126,16 @@ class GradCam(GradientExplainer):
         layer = convolutions[-1] if layer is None else layer
         if layer not in modules:
             raise ExplainerError(f"The network has no layer '{layer}'. {suggest(layer, filter(None, modules))}")
-        self.layer, self.positive = modules[layer], positive
+        self.name, self.layer, self.positive = layer, modules[layer], positive
 
     def _explain(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        maps = attr.LayerGradCam(self.network, self.layer).attribute(inputs, targets, relu_attributions=self.positive)
+        try:
+            maps = attr.LayerGradCam(self.network, self.layer).attribute(inputs, targets, relu_attributions=self.positive)
+        except AssertionError as error:
+            raise ExplainerError(f"The layer '{self.name}' takes no part in what the network computes.") from error
+        if maps.dim() < 3 or maps.dim() != inputs.dim():
+            raise ExplainerError(f"The layer '{self.name}' gives a tensor with {maps.dim()} axes for inputs with {inputs.dim()}. "
+                                 "Grad-CAM needs a layer with the axes of the scan, such as a convolution.")
         mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[inputs.dim()]
         return F.interpolate(maps, inputs.shape[2:], mode=mode).expand_as(inputs)
 

@@ -18,6 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from .layers import Convolution, Dense, Elementwise, LinearLayer, Operation, Scale, StandIn
 
@@ -122,8 +125,8 @@ class _Tracer(fx.Tracer):
 def _kind_of_module(module: nn.Module) -> str | None:
     if getattr(module, "keras_class", None) in _KERAS_JOINS:
         return _KERAS_JOINS[module.keras_class]
-    if getattr(module, "padding_mode", "zeros") != "zeros":
-        return None  # the rules for convolutions count on zeros outside the volume
+    if getattr(module, "padding_mode", "zeros") != "zeros" or getattr(module, "return_indices", False):
+        return None  # the rules count on zeros outside the volume, and on one output
     for kind, classes in _MODULES.items():
         if isinstance(module, classes):
             return _kind_of_activation(module) if kind == "activation" else kind
@@ -167,9 +170,13 @@ class Graph:
         network: nn.Module,  # any network that torch.fx can trace; it is not changed
     ):
         self.network = network = _unwrapped(network)
+        _settle_hooks(network, type(network).__name__)
+        self.constants: dict[str, torch.Tensor] = {}  # tensors that `forward` makes anew
         try:
-            with evaluation_mode(network):
+            with evaluation_mode(network), _attributes_kept(network):
+                known = set(vars(network))
                 self.graph = _Tracer().trace(network)
+                self.constants = {name: value for name, value in vars(network).items() if name not in known}
         except Exception as error:
             raise ExplainerError(
                 f"The network {type(network).__name__} cannot be traced: {error}. Its forward must not depend on the "
@@ -245,9 +252,7 @@ class Graph:
     ) -> Operation:                        # the step as a function of its inputs
         "The step as the rules see it."
         if step.kind in _LINEAR:
-            if step.module._forward_hooks:
-                raise ExplainerError(f"'{step.name}' has a forward hook, which may change what it computes; rules see its weights alone. "
-                                     "Remove the hook while explaining.")
+            _settle_hooks(step.module, step.name)
             return _LINEAR[step.kind](step.module)
         constants = {node: values[node] for node in self._arguments(step) if node not in step.inputs}
 
@@ -279,7 +284,7 @@ class Graph:
                                      "Wrap it in a module that takes the scans alone.")
             return node.args[0]
         if node.op == "get_attr":
-            return operator.attrgetter(node.target)(self.network)
+            return self.constants[node.target] if node.target in self.constants else operator.attrgetter(node.target)(self.network)
         args = fx.node.map_arg(node.args, values.__getitem__)
         kwargs = fx.node.map_arg(node.kwargs, values.__getitem__)
         if node.op == "call_module":
@@ -290,6 +295,27 @@ class Graph:
             name = node.target.rstrip("_") if not node.target.startswith("__") else node.target
             return getattr(args[0], name)(*args[1:], **kwargs)
         return _OUT_OF_PLACE.get(node.target, node.target)(*args, **kwargs)
+
+
+@contextmanager
+def _attributes_kept(network: nn.Module) -> Iterator[None]:
+    "Give each module its attributes back afterwards: tracing leaves constants and stand-ins for tensors in them."
+    before = {module: dict(vars(module)) for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, attributes in before.items():
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _settle_hooks(module: nn.Module, name: str) -> None:
+    "Let hooks put a layer's weights together, as pruning and weight normalisation do; refuse all others."
+    for hook in [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]:
+        if not isinstance(hook, (BasePruningMethod, SpectralNorm, WeightNorm)):
+            raise ExplainerError(f"'{name}' has a forward hook, which may change what it computes; rules see its weights alone. "
+                                 "Remove the hook while explaining.")
+        hook(module, None)
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:

@@ -217,7 +217,8 @@ class Scale(LinearLayer):
             return share(self, x, *outputs)
         result = torch.zeros_like(x)
         for part, *values in zip(*(slabs(crop(value, self.wanted)) for value in (result, x, *outputs))):
-            part.copy_(share(self, *values))
+            if part.numel():  # what is wanted may lie where a stride leaves voxels over
+                part.copy_(share(self, *values))
         return result
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

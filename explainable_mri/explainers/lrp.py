@@ -306,6 +306,9 @@ class LRP:
     ) -> torch.Tensor:                                             # relevance, of the inputs' shape
         "Relevance of every input value for the logit of a class; raises `ExplainerError` for a target out of range."
         inputs = check_inputs(inputs)
+        if inputs.dtype not in (torch.float32, torch.float64):
+            raise ExplainerError(f"Relevance cannot be computed in {inputs.dtype}: quotients of small numbers lose their digits in it. "
+                                 "Convert the network and the inputs with .float().")
         if is_large(inputs):
             keep_freed_memory()
         with torch.no_grad(), evaluation_mode(self.graph.network):
