@@ -541,8 +541,8 @@ def unpack(
                 raise DicomError(f"{archive.name}: unpacks to {size / 1e9:.1f} GB, more than the "
                                  f"{limit / 1e9:.1f} GB allowed. Put each examination into a zip file of its own.")
             if size > (free := shutil.disk_usage(folder).free):
-                raise DicomError(f"{archive.name}: unpacks to {size / 1e9:.1f} GB, but there are only {free / 1e9:.1f} "
-                                 "GB for temporary files. Set TMPDIR to a folder on a larger disk.")
+                raise DicomError(f"{archive.name}: unpacks to {size / 1e9:.1f} GB, but there are only {free / 1e9:.1f} GB left on the "
+                                 f"disk of {folder}. Make room there.")
             for number, member in enumerate(members):
                 ending = re.search(r"\.nii(\.gz)?$", member.filename.lower())
                 path = Path(folder, f"{number:06}{ending[0] if ending else '.dcm'}")

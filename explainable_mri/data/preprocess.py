@@ -36,8 +36,8 @@ class Recipe:
     affine_iterations: tuple[int, ...] = (100, 50, 10)  # most iterations of the affine registration, coarse to fine
     place_iterations: tuple[int, ...] = (20, 10, 0)     # SyN of the head, coarse to fine
     syn_iterations: tuple[int, ...] = (40, 20, 5)       # SyN of the brain, coarse to fine
-    prior_weight: float = 0.25                     # weight of the template's tissue maps in Atropos
-    neighbour_weight: float = 0.1                  # weight of neighbouring voxels in Atropos
+    prior_weight: float = 0.35                     # weight of the template's tissue maps in Atropos
+    neighbour_weight: float = 0.05                 # weight of neighbouring voxels in Atropos
     tissue_iterations: int = 5                     # iterations of Atropos
     seed: int = 1                                  # seed of the registration's sampling
 
