@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from explainable_mri.data.atlases import load_brain_mask, load_template
 from explainable_mri.data.cohorts import read_cohort
@@ -200,6 +201,39 @@ def test_what_was_filled_in_stays(study, tmp_path):
     table.to_csv(out / "participants.tsv", index=False)  # commas, as a spreadsheet may save it
     with pytest.raises(PrepareError, match="tab-separated"):
         prepare(source, out, grid=GRID.name)
+
+
+def test_entries_follow_the_files_of_a_scan_not_its_version(study, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "prepared"
+    shutil.copytree(study[1], out)
+    table = pd.read_csv(out / "participants.tsv", sep="\t", dtype=object).assign(group="CN")
+    table.to_csv(out / "participants.tsv", sep="\t", index=False)
+    monkeypatch.setattr(module, "_versions", lambda: {"antspyx": "9.9"})
+
+    def start(scan, folder, *_):
+        if scan.name == "broken":
+            return "broken as before"
+        record = json.loads((folder / "provenance.json").read_text())
+        record.update(versions={"antspyx": "9.9"}, **({"source_sha256": "another"} if scan.name == "turned" else {}))
+        (folder / "provenance.json").write_text(json.dumps(record))
+
+    monkeypatch.setattr(module, "_start", start)
+    prepare(study[0], out, grid=GRID.name)
+    groups = pd.read_csv(out / "participants.tsv", sep="\t").set_index("subject")["group"]
+    assert groups.drop("turned").eq("CN").all() and pd.isna(groups["turned"])
+    assert "turned/mwp1turned.nii.gz: what had been filled into the table is left out" in capsys.readouterr().out
+
+
+def test_one_run_at_a_time_which_clears_up_after_killed_ones(study, tmp_path):
+    out = tmp_path / "prepared"
+    shutil.copytree(study[1], out)
+    for left in (out / ".partial-1", out / "bare" / ".partial-2"):
+        left.mkdir()
+        (left / "half.nii.gz").touch()
+    with FileLock(out / ".lock"), pytest.raises(PrepareError, match="another run is preparing scans into this folder. Wait"):
+        prepare(study[0], out, grid=GRID.name)
+    prepare(study[0], out, grid=GRID.name)
+    assert not list(out.rglob(".partial-*"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in Linux's /proc")
