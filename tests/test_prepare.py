@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from explainable_mri.data.atlases import load_brain_mask, load_template
 from explainable_mri.data.cohorts import read_cohort
@@ -59,7 +61,7 @@ def write_study(folder: Path) -> dict:
     source.mkdir()
     with zipfile.ZipFile(source / "zipped.zip", "w") as archive:
         for path in exam.iterdir():
-            archive.write(path, f"../../{MARK}/{path.name}")
+            archive.write(path, f"{MARK}/{path.name}")
     nib.save(head.image.as_reoriented(nib.orientations.axcodes2ornt("ASL")), source / "turned.nii.gz")
     nib.save(bare.image, source / "bare.nii.gz")
     (source / "broken.nii.gz").write_bytes(gzip.compress(b"nothing"))
@@ -199,6 +201,39 @@ def test_what_was_filled_in_stays(study, tmp_path):
     table.to_csv(out / "participants.tsv", index=False)  # commas, as a spreadsheet may save it
     with pytest.raises(PrepareError, match="tab-separated"):
         prepare(source, out, grid=GRID.name)
+
+
+def test_entries_follow_the_files_of_a_scan_not_its_version(study, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "prepared"
+    shutil.copytree(study[1], out)
+    table = pd.read_csv(out / "participants.tsv", sep="\t", dtype=object).assign(group="CN")
+    table.to_csv(out / "participants.tsv", sep="\t", index=False)
+    monkeypatch.setattr(module, "_versions", lambda: {"antspyx": "9.9"})
+
+    def start(scan, folder, *_):
+        if scan.name == "broken":
+            return "broken as before"
+        record = json.loads((folder / "provenance.json").read_text())
+        record.update(versions={"antspyx": "9.9"}, **({"source_sha256": "another"} if scan.name == "turned" else {}))
+        (folder / "provenance.json").write_text(json.dumps(record))
+
+    monkeypatch.setattr(module, "_start", start)
+    prepare(study[0], out, grid=GRID.name)
+    groups = pd.read_csv(out / "participants.tsv", sep="\t").set_index("subject")["group"]
+    assert groups.drop("turned").eq("CN").all() and pd.isna(groups["turned"])
+    assert "turned/mwp1turned.nii.gz: what had been filled into the table is left out" in capsys.readouterr().out
+
+
+def test_one_run_at_a_time_which_clears_up_after_killed_ones(study, tmp_path):
+    out = tmp_path / "prepared"
+    shutil.copytree(study[1], out)
+    for left in (out / ".partial-1", out / "bare" / ".partial-2"):
+        left.mkdir()
+        (left / "half.nii.gz").touch()
+    with FileLock(out / ".lock"), pytest.raises(PrepareError, match="another run is preparing scans into this folder. Wait"):
+        prepare(study[0], out, grid=GRID.name)
+    prepare(study[0], out, grid=GRID.name)
+    assert not list(out.rglob(".partial-*"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in Linux's /proc")
@@ -397,13 +432,15 @@ def test_copies_and_doubts_are_flagged(study, tmp_path):
     assert "&lt;b&gt;; the same data" in page and "research, not for diagnosis" in page
 
 
-def test_cut_scan_is_flagged(study):
+def test_cut_scan_is_flagged_and_nothing_temporary_stays(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     measures = json.loads((study[1] / "turned" / "provenance.json").read_text())["measures"]
     assert measures["brain_at_edge"] < 5
     image = nib.load(study[0] / "turned.nii.gz")
     upper = nib.as_closest_canonical(image).slicer[..., :-45]  # 9 cm from the top are missing
     measures = preprocess(upper, GRID, Recipe(place_iterations=(5, 0, 0), syn_iterations=(5, 0, 0))).measures
     assert measures["brain_at_edge"] > 50
+    assert not list(tmp_path.iterdir()) and tempfile.tempdir == str(tmp_path)
 
 
 def test_other_versions_are_said(study, monkeypatch, tmp_path, capsys):
@@ -458,18 +495,20 @@ def test_derivatives_of_bids_are_no_raw_scans(tmp_path):
 
 
 def test_unpack_keeps_inside_and_within_bounds(tmp_path):
-    archive, folder = tmp_path / "evil.zip", tmp_path / "inside"
+    archive, folder = tmp_path / "odd.zip", tmp_path / "inside"
     folder.mkdir()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
-        opened.writestr("../outside", b"x")
-        opened.writestr("/absolute", b"\0" * 10**6)
+        opened.writestr("..outside/...", b"x")  # dots, but no way out
+        opened.writestr("Lovelace/1", b"\0" * 10**6)
         link = zipfile.ZipInfo("link")
         link.external_attr = 0o120777 << 16
         opened.writestr(link, "/etc/passwd")
-    assert [path.parent for path in unpack(archive, folder)] == [folder] * 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.zip", "inside"]
+    assert [path.parent for path in unpack(archive, folder)] == [folder]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["inside", "odd.zip"]
     with pytest.raises(DicomError, match="more than"):
         unpack(archive, folder, limit=10**5)
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr("Lovelace/2", b"x")
     with pytest.raises(DicomError, match="more than the 1 allowed"):
         unpack(archive, folder, most=1)
     with zipfile.ZipFile(archive, "w") as opened:
@@ -482,3 +521,17 @@ def test_unpack_keeps_inside_and_within_bounds(tmp_path):
     with pytest.raises(DicomError, match="damaged") as caught:
         unpack(archive, folder)
     assert "Lovelace" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "shape"), {"../Lovelace/1.dcm": "'../…/…'", "Lovelace/../../1.dcm": "'…/../../…'", "..\\1.dcm": "'../…'",
+                                             "../": "'../'", "/etc/Lovelace": "'/…/…'", "C:\\1.dcm": "'…/…'"}.items())
+def test_archive_with_a_name_that_leads_out_is_refused(tmp_path, name, shape):
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as opened:
+        for path in sorted(write_dicom(BLOCK, tmp_path / "exam").iterdir()):
+            opened.write(path, path.name)
+        opened.writestr(name, b"x")
+    (tmp_path / "inside").mkdir()
+    with pytest.raises(DicomError, match="evil.zip: member 41 of 41 has a name of the kind") as caught:
+        unpack(tmp_path / "evil.zip", tmp_path / "inside")
+    assert shape in str(caught.value) and "unpack it into an empty folder yourself" in str(caught.value)
+    assert "Lovelace" not in str(caught.value) and not list((tmp_path / "inside").iterdir())

@@ -29,8 +29,10 @@ def _area_mean(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
     step = 1 / np.array(per_axis)
     fine = grid.cropped_affine @ nib.affines.from_matvec(np.diag(step), (step - 1) / 2)
     shape = [size * count for size, count in zip(grid.cropped_shape, per_axis)]
-    to_template = np.linalg.inv(image.affine) @ fine
-    samples = ndimage.affine_transform(image.get_fdata(dtype=np.float32), to_template, output_shape=shape, order=1)
+    matrix, offset = nib.affines.to_matvec(np.linalg.inv(image.affine) @ fine)
+    if np.count_nonzero(matrix) == 3:  # the axes run alike, as on all grids here: SciPy then takes each by itself, in half the time
+        matrix = np.diag(matrix)
+    samples = ndimage.affine_transform(image.get_fdata(dtype=np.float32), matrix, offset, shape, order=1)
     blocks = [part for pair in zip(grid.cropped_shape, per_axis) for part in pair]
     return _frozen(samples.reshape(blocks).mean(axis=(1, 3, 5)))
 

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import stat
+import unicodedata
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -267,7 +268,7 @@ _NO_NAMES = {"anonymous", "anonymized", "anonymised", "anon", "deidentified", "r
 
 def _known(text: str) -> str:
     "An identifier as words in order, so that its spelling does not matter; empty for what anonymizers put there."
-    words = sorted(set(re.findall(r"[^\W_]+", text)) - _NO_NAMES)
+    words = sorted(set(re.findall(r"[^\W_]+", unicodedata.normalize("NFC", text))) - _NO_NAMES)
     return "" if set("".join(words)) <= {"0"} else " ".join(words)
 
 
@@ -298,7 +299,8 @@ def is_named_after(
     series: Series,   # a series in it
 ) -> bool:            # whether the text contains the person's family or given name as a word
     "Say whether a file or folder bears the name of the person."
-    return any(_hash(word) in series.names for word in re.findall(r"[^\W\d_]+", text.lower()))
+    text = unicodedata.normalize("NFC", text).lower()  # macOS writes an umlaut as a letter and a dot
+    return any(_hash(word) in series.names for word in re.findall(r"[^\W\d_]+", text))
 
 
 def _describe(headers: dict) -> Series:
@@ -505,30 +507,42 @@ def convert_series(
     return nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
 
 # %% ../../nbs/10_dicom.ipynb #1a38b2a3
+def _check_names(archive: Path, names: list[str]) -> None:
+    "Raise `DicomError` for the first member of an archive whose name leads out of the folder that it is unpacked to."
+    for number, name in enumerate(names, start=1):
+        parts = re.split(r"[/\\]", name)
+        if ".." in parts or parts[0] == "" or re.match("[A-Za-z]:", name):
+            shape = "/".join(part if part in ("", "..") else "…" for part in parts)
+            raise DicomError(f"{archive.name}: member {number} of {len(names)} has a name of the kind '{shape}', which leads out of "
+                             "the folder that the archive is unpacked to. Find out who made it; if you trust it, unpack it into an "
+                             "empty folder yourself, and prepare that folder.")
+
+
 def unpack(
     archive: str | os.PathLike,     # zip file
     folder: str | os.PathLike,      # existing folder for the files
     limit: int = 8 * 10**9,         # most bytes to unpack
     most: int = 50_000,             # most files to unpack
 ) -> list[Path]:                    # the files, numbered in the order of the archive
-    "Unpack a zip file under names of our own; raises `DicomError` for a damaged, encrypted or oversized one."
-    files = []
+    "Unpack a zip file under names of our own; raises `DicomError` for a damaged, encrypted, oversized or dangerous one."
+    archive, files = Path(archive), []
     try:
         with zipfile.ZipFile(archive) as opened:
+            _check_names(archive, opened.namelist())
             members = [each for each in opened.infolist()
                        if not each.is_dir() and not stat.S_ISLNK(each.external_attr >> 16)
                        and not each.filename.rpartition("/")[2].startswith(".")]
             if any(each.filename.lower().endswith(".zip") for each in members):
-                raise DicomError(f"{Path(archive).name}: holds other zip files. Unpack it, and prepare those.")
+                raise DicomError(f"{archive.name}: holds other zip files. Unpack it, and prepare those.")
             if len(members) > most:
-                raise DicomError(f"{Path(archive).name}: holds {len(members)} files, more than the {most} allowed. Put "
+                raise DicomError(f"{archive.name}: holds {len(members)} files, more than the {most} allowed. Put "
                                  "each examination into a zip file of its own.")
             if (size := sum(each.file_size for each in members)) > limit:
-                raise DicomError(f"{Path(archive).name}: unpacks to {size / 1e9:.1f} GB, more than the "
+                raise DicomError(f"{archive.name}: unpacks to {size / 1e9:.1f} GB, more than the "
                                  f"{limit / 1e9:.1f} GB allowed. Put each examination into a zip file of its own.")
             if size > (free := shutil.disk_usage(folder).free):
-                raise DicomError(f"{Path(archive).name}: unpacks to {size / 1e9:.1f} GB, but there are only {free / 1e9:.1f} "
-                                 "GB for temporary files. Set TMPDIR to a folder on a larger disk.")
+                raise DicomError(f"{archive.name}: unpacks to {size / 1e9:.1f} GB, but there are only {free / 1e9:.1f} GB left on the "
+                                 f"disk of {folder}. Make room there.")
             for number, member in enumerate(members):
                 ending = re.search(r"\.nii(\.gz)?$", member.filename.lower())
                 path = Path(folder, f"{number:06}{ending[0] if ending else '.dcm'}")
@@ -539,5 +553,5 @@ def unpack(
         raise
     except Exception as error:  # a damaged archive raises errors of many kinds
         reason = "it is encrypted" if "password" in str(error) else f"it is damaged, {type(error).__name__}"
-        raise DicomError(f"{Path(archive).name}: cannot be unpacked ({reason}).") from None
+        raise DicomError(f"{archive.name}: cannot be unpacked ({reason}).") from None
     return files

@@ -36,8 +36,8 @@ class Recipe:
     affine_iterations: tuple[int, ...] = (100, 50, 10)  # most iterations of the affine registration, coarse to fine
     place_iterations: tuple[int, ...] = (20, 10, 0)     # SyN of the head, coarse to fine
     syn_iterations: tuple[int, ...] = (40, 20, 5)       # SyN of the brain, coarse to fine
-    prior_weight: float = 0.25                     # weight of the template's tissue maps in Atropos
-    neighbour_weight: float = 0.1                  # weight of neighbouring voxels in Atropos
+    prior_weight: float = 0.35                     # weight of the template's tissue maps in Atropos
+    neighbour_weight: float = 0.05                 # weight of neighbouring voxels in Atropos
     tissue_iterations: int = 5                     # iterations of Atropos
     seed: int = 1                                  # seed of the registration's sampling
 
@@ -265,6 +265,18 @@ class _Clock:
         yield
         self.seconds[step] = round(time.perf_counter() - begin, 2)
 
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    "A folder for all temporary files of this process, also those that ANTs leaves behind; it vanishes with them."
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        try:
+            yield folder
+        finally:
+            tempfile.tempdir = before
+
 # %% ../../nbs/11_preprocess.ipynb #b0458d11
 def _correlation(array: np.ndarray, part: Any, template: Template, grid: Grid) -> float:
     "Pearson correlation of a map with a part of the template, within the template's brain."
@@ -286,7 +298,7 @@ def preprocess(
 ) -> Preprocessed:               # map, volumes, quality measures and times
     "Make a map of grey-matter volume from a raw scan; raises `PreprocessError` for one that cannot be used."
     ants, clock = require("ants"), _Clock()
-    with tempfile.TemporaryDirectory() as folder:
+    with _temporary_folder() as folder:
         with clock("resample"):
             template = load_ants_template(grid)
             head = conform(image, min(grid.voxel_size))

@@ -21,16 +21,19 @@ import threading
 import time
 import traceback
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from nilearn import plotting
@@ -157,8 +160,8 @@ def _dicom_scans(root: Path, files: list[Path], alone: bool) -> list[Scan]:
         notes += _check_visits(root, subject, visits)
         for session, found in enumerate(sorted(visits, key=lambda each: each[0].order), start=1):
             name = f"{subject}_ses-{session}" if len(visits) > 1 else subject
-            files = sorted({path for series in found for path in series.files})
-            scans.append(Scan(name, subject, str(session), "dicom", tuple(files), tuple(notes)))
+            held = sorted({path for series in found for path in series.files})
+            scans.append(Scan(name, subject, str(session), "dicom", tuple(held), tuple(notes)))
     return scans
 
 # %% ../../nbs/70_prepare.ipynb #3eef3fa7
@@ -420,9 +423,8 @@ def prepare_scan(
     begin, started = time.perf_counter(), datetime.now().astimezone()
     raw = read_scan(scan)
     result = preprocess(raw.image, grid, recipe)
-    for partial in folder.glob(".partial-*"):  # left by a process that was killed while it wrote
-        shutil.rmtree(partial, ignore_errors=True)
     name = f"mwp1{scan.name}.nii.gz"
+    (folder / "quality.html").unlink(missing_ok=True)  # it shows an earlier result
     save_volume(result.grey_matter, folder / name, grid)
     figure = plot_quality(result.head, result.brain, result.t1, result.grey_matter, grid)
     with replacing(folder / "quality.png") as partial:
@@ -472,7 +474,7 @@ def _run_job(path: str) -> None:
 
 def _start(scan: Scan, folder: Path, grid: Grid, recipe: Recipe, threads: int) -> str | None:
     "Prepare a scan in a process of its own; returns the error, None where there is none."
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as temporary:  # where the next run finds what a kill leaves
         failure, job = Path(temporary, "failure.json"), Path(temporary, "job.json")
         described = {**asdict(scan), "files": [str(path) for path in scan.files]}
         write_json({"scan": described, "folder": str(folder), "grid": grid.name, "recipe": asdict(recipe),
@@ -534,10 +536,10 @@ def _read_before(path: Path) -> pd.DataFrame:
 def _keep_entries(
     table: pd.DataFrame,   # a row a scan, made now
     before: pd.DataFrame,  # the table that stood in the folder
-    made: set[str],        # paths of scans that were prepared anew, whose entries may belong to another scan
+    changed: set[str],     # paths of maps made of other files than before, whose entries may belong to another scan
 ) -> pd.DataFrame:         # the table with what had been filled in by hand
     "Take over what is missing in a table, such as groups, from its earlier version."
-    before = before[~before["path"].isin(made)].set_index("path").reindex(table["path"])
+    before = before[~before["path"].isin(changed)].set_index("path").reindex(table["path"])
     kept = {}
     for name in before.columns.drop("flags", errors="ignore"):
         entries = before[name].astype(object).to_numpy()
@@ -634,9 +636,54 @@ class Prepared:
             "again: it keeps what is finished.")
 
 
-def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], made: set[str],
+def _source_of(folder: Path) -> str | None:
+    "The hash of the files that a map was made from; None where no record tells."
+    try:
+        return read_json(folder / "provenance.json")["source_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _prepare_scans(scans: Sequence[Scan], out: Path, grid: Grid, recipe: Recipe, jobs: int) -> dict[str, str]:
+    "Prepare what is not finished yet, some scans at a time; returns what stopped the scans that failed, by name."
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
+    settings, failed = _settings(grid, recipe), {}
+
+    def work(scan: Scan) -> str | None:
+        if (reason := _why_again(scan, out / scan.name, settings)) is None:
+            return None
+        if reason:
+            tqdm.write(f"{scan.name} is prepared again: {reason}.")
+        return _start(scan, out / scan.name, grid, recipe, threads)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(work, scan): scan for scan in scans}
+        try:
+            for done in tqdm(as_completed(running), total=len(scans), desc="Preparing scans", unit="scan"):
+                if error := done.result():
+                    failed[running[done].name] = error
+                    tqdm.write(f"{running[done].name}: {error}")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    "Keep other runs out of a folder, and remove what killed ones left; raises `PrepareError` where one is at work there."
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            for left in [*out.glob(".partial-*"), *out.glob("*/.partial-*")]:
+                shutil.rmtree(left, ignore_errors=True)
+            yield
+    except Timeout:
+        raise PrepareError(f"{out}: another run is preparing scans into this folder. Wait for its end, or name another.") from None
+
+
+def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], sources: dict[str, str | None],
                    participants: pd.DataFrame | None, before: pd.DataFrame) -> Prepared:
-    "Write table, quality pages and the list of failures; raises `PrepareError` where every scan failed."
+    "Write table, quality pages and the list of failures; `sources` are the hashes of the files that stood in the records before."
     errors = pd.DataFrame(sorted(failed.items()), columns=["scan", "error"])
     with replacing(out / "failed.tsv") as partial:
         errors.to_csv(partial, sep="\t", index=False)
@@ -645,11 +692,13 @@ def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], mad
         raise PrepareError(prepared.describe_failures())
     records = {scan.name: read_json(out / scan.name / "provenance.json") for scan in scans if scan.name not in failed}
     table = _make_table(records, participants)
-    new = {f"{name}/{record['map']}" for name, record in records.items() if name in made}
-    table = _keep_entries(table, before, new)
+    changed = {f"{name}/{record['map']}" for name, record in records.items() if record["source_sha256"] != sources[name]}
+    for path in sorted(changed & set(before["path"])):
+        tqdm.write(f"{path}: what had been filled into the table is left out, since it may belong to another scan.")
+    table = _keep_entries(table, before, changed)
     flagged = dict(zip(before["path"], before["flags"].astype(object).fillna(""), strict=True)) if "flags" in before else {}
     for (name, record), path, flags in zip(records.items(), table["path"], table["flags"], strict=True):
-        if name in made or flagged.get(path) != flags or not (out / name / "quality.html").is_file():
+        if flagged.get(path) != flags or not (out / name / "quality.html").is_file():
             _write_page(out / name, record, flags)
     with replacing(prepared.table) as partial:
         table.to_csv(partial, sep="\t", index=False, na_rep="n/a")
@@ -666,9 +715,11 @@ def prepare(
     """Prepare raw T1-weighted scans; failed scans do not stop the others, and are tried again next time.
 
     What is filled into `out`/participants.tsv, such as groups, stays there. Raises `PrepareError` where nothing can be
-    prepared, or where `out` holds maps made with other settings.
+    prepared, where `out` holds maps made with other settings, or where another run is at work there.
     """
-    require("ants"), require("dicom2nifti")
+    for module in ("ants", "dicom2nifti"):
+        if find_spec(module) is None:  # importing them here would take seconds; the processes do it
+            require(module)
     if jobs < 1:
         raise PrepareError(f"jobs is {jobs}, expected 1 or more.")
     source, out, space = Path(source), Path(out), get_grid(grid)
@@ -676,32 +727,13 @@ def prepare(
         raise PrepareError(f"{out}: is a file; expected a folder for the results. Name another.")
     scans = find_scans(source, exclude=out)
     participants = _read_participants(source)
-    settings = _settings(space, recipe)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PrepareError(f"{out}: cannot be the folder for the results ({error.strerror}). Name another.") from None
-    _check_settings(out, scans, settings)
-    before = _read_before(out / "participants.tsv")
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
-    made, failed = set(), {}
-
-    def work(scan: Scan) -> str | None:
-        if (reason := _why_again(scan, out / scan.name, settings)) is None:
-            return None
-        if reason:
-            tqdm.write(f"{scan.name} is prepared again: {reason}.")
-        made.add(scan.name)
-        return _start(scan, out / scan.name, space, recipe, threads)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(work, scan): scan for scan in scans}
-        try:
-            for done in tqdm(as_completed(running), total=len(scans), desc="Preparing scans", unit="scan"):
-                if error := done.result():
-                    failed[running[done].name] = error
-                    tqdm.write(f"{running[done].name}: {error}")
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return _write_results(out, scans, failed, made, participants, before)
+    _check_settings(out, scans, _settings(space, recipe))
+    with _alone(out):
+        before = _read_before(out / "participants.tsv")
+        sources = {scan.name: _source_of(out / scan.name) for scan in scans}
+        failed = _prepare_scans(scans, out, space, recipe, jobs)
+        return _write_results(out, scans, failed, sources, participants, before)
