@@ -72,6 +72,8 @@ class IntegratedGradients(GradientExplainer):
         convention: Convention = "innvestigate",  # evenly spaced points, as iNNvestigate; "standard": Gauss-Legendre
     ):
         super().__init__(network)
+        if steps < 2 or batch_size < 1:
+            raise ExplainerError(f"Integrated gradients need at least 2 steps in batches of at least 1, not {steps} in batches of {batch_size}.")
         self.steps, self.baseline, self.batch_size = steps, baseline, batch_size
         methods = {"innvestigate": "riemann_left", "standard": "gausslegendre"}
         if convention not in methods:
@@ -79,8 +81,15 @@ class IntegratedGradients(GradientExplainer):
         self.method = methods[convention]
 
     def _explain(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        baseline = self.baseline
+        if isinstance(baseline, torch.Tensor):
+            if len(baseline) not in (1, len(inputs)) or baseline.shape[1:] != inputs.shape[1:]:
+                raise ExplainerError(f"The baseline's shape {tuple(baseline.shape)} is not that of the inputs, {tuple(inputs.shape)}.")
+            baseline = baseline.to(inputs)
+        elif not isinstance(baseline, (int, float)):
+            raise ExplainerError(f"The baseline must be a number or a tensor of the inputs' shape, not {baseline!r}.")
         return attr.IntegratedGradients(self.network).attribute(
-            inputs, self.baseline, targets, n_steps=self.steps, method=self.method,
+            inputs, baseline, targets, n_steps=self.steps, method=self.method,
             internal_batch_size=max(self.batch_size, len(inputs)))
 
 
@@ -97,6 +106,9 @@ class SmoothGrad(GradientExplainer):
         batch_size: int = 4,    # copies that are computed at once
     ):
         super().__init__(network)
+        if samples < 1 or batch_size < 1 or not deviation >= 0:
+            raise ExplainerError(f"SmoothGrad needs at least 1 sample in batches of at least 1 and a deviation of 0 or more, not {samples} "
+                                 f"in batches of {batch_size} and {deviation}.")
         self.samples, self.deviation, self.seed, self.batch_size = samples, deviation, seed, batch_size
 
     def _explain(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
