@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Shape', 'SUPPORTED_LAYERS', 'same_padding', 'even_padding', 'KerasError', 'HardSigmoid', 'Exponential',
-           'activation_name', 'PReLU', 'WideAveragePool', 'GlobalMaxPool', 'Permute', 'Reshape', 'Add', 'Subtract',
-           'Multiply', 'Average', 'Maximum', 'Minimum', 'Concatenate', 'check_class', 'build_layer', 'weight_names',
-           'load_weights']
+           'activation_name', 'PReLU', 'WideAveragePool', 'GlobalMaxPool', 'Permute', 'GaussianNoise', 'Reshape', 'Add',
+           'Subtract', 'Multiply', 'Average', 'Maximum', 'Minimum', 'Concatenate', 'check_class', 'build_layer',
+           'weight_names', 'load_weights']
 
 # %% ../../nbs/21_keras_layers.ipynb #f5233247
 import functools
@@ -357,6 +357,30 @@ def _dropout(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
 @_builds("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D")
 def _spatial_dropout(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
     return {"dropout": _DROPOUT[len(shapes[0]) - 1](config["rate"])}
+
+# %% ../../nbs/21_keras_layers.ipynb #170d1b8d
+class GaussianNoise(nn.Module):
+    "Noise that Keras adds in training; in evaluation mode the values stay as they are."
+
+    relevance = "pass"
+
+    def __init__(
+        self,
+        deviation: float,  # standard deviation of the noise
+    ):
+        super().__init__()
+        self.deviation = deviation
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values + self.deviation * torch.randn_like(values) if self.training else values
+
+    def extra_repr(self) -> str:
+        return str(self.deviation)
+
+
+@_builds("GaussianNoise")
+def _gaussian_noise(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
+    return {"noise": GaussianNoise(config["stddev"])}
 
 # %% ../../nbs/21_keras_layers.ipynb #5001993b
 class Reshape(nn.Module):
