@@ -32,7 +32,8 @@ def _area_mean(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
     matrix, offset = nib.affines.to_matvec(np.linalg.inv(image.affine) @ fine)
     if np.count_nonzero(matrix) == 3:  # the axes run alike, as on all grids here: SciPy then takes each by itself, in half the time
         matrix = np.diag(matrix)
-    samples = ndimage.affine_transform(image.get_fdata(dtype=np.float32), matrix, offset, shape, order=1)
+    on_voxels = all(np.allclose(values, np.round(values), atol=1e-4) for values in (matrix, offset))  # nothing to interpolate
+    samples = ndimage.affine_transform(image.get_fdata(dtype=np.float32), matrix, offset, shape, order=0 if on_voxels else 1)
     blocks = [part for pair in zip(grid.cropped_shape, per_axis) for part in pair]
     return _frozen(samples.reshape(blocks).mean(axis=(1, 3, 5)))
 

@@ -23,6 +23,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -68,6 +69,13 @@ class RawScan:
         return float(image.get_fdata().sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1000)
 
 
+@lru_cache
+def _load_anatomy() -> list[nib.Nifti1Image]:
+    "The T1-weighted template at 2 mm, its grey matter and its brain mask; cached, since it takes seconds."
+    sources = (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_brain_mask)
+    return [load(resolution=2) for load in sources]
+
+
 def _add_head(brain: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     "Lay fluid, skull and scalp around a brain of intensities up to 1, and put it on a neck."
     voxel = abs(affine[0, 0])
@@ -95,8 +103,7 @@ def simulate_raw_scan(
 ) -> RawScan:                 # the scan and its truth, axes in RAS+
     "Simulate a raw T1-weighted scan from the MNI152 template that nilearn ships."
     rng = np.random.default_rng(seed)
-    sources = (datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_brain_mask)
-    images = [load(resolution=2) for load in sources]
+    images = _load_anatomy()
     margin = 15
     affine = images[0].affine @ nib.affines.from_matvec(np.eye(3), [-margin] * 3)
     t1, grey, brain = (np.pad(image.get_fdata(dtype=np.float32), margin) for image in images)

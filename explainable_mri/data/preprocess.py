@@ -232,10 +232,12 @@ def segment(
     template: Template,          # the template
     recipe: Recipe,              # settings
 ) -> tuple[Any, Any, Any]:       # ANTsImages: shares of fluid, grey and white matter, 0 to 1
-    "Divide the brain into three tissues with Atropos."
+    "Divide the brain into three tissues with Atropos, in the box around the brain."
+    ants = require("ants")
+    image, brain = ants.crop_image(image, brain), ants.crop_image(brain, brain)
     priors = [registration.to_scan(part, image) for part in (template.fluid, template.grey, template.white)]
     priors = [prior.new_image_like(np.clip(prior.numpy(), 0, 1)) for prior in priors]
-    result = require("ants").atropos(
+    result = ants.atropos(
         image, brain, priors, m=f"[{recipe.neighbour_weight},1x1x1]", c=f"[{recipe.tissue_iterations},0]",
         priorweight=recipe.prior_weight)
     return tuple(result["probabilityimages"])
