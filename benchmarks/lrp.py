@@ -45,7 +45,7 @@ def our_maps(network: nn.Module):
 
 
 def zennit_maps(network: nn.Module):
-    "Zennit's nearest composite: epsilon in dense layers, z+ (which is α1β0 without bias) in convolutions."
+    "Zennit's nearest composite: epsilon in dense layers, z+ (α1β0, with positive bias only) in convolutions."
     torchvision = types.ModuleType("torchvision")  # Zennit imports torchvision's VGG and ResNet, which are not used here
     for name in ("models", "models.vgg", "models.resnet"):
         module = types.ModuleType(f"torchvision.{name}")
