@@ -239,10 +239,6 @@ def _add_visits(scans: pd.DataFrame, visits: pd.DataFrame) -> tuple[pd.DataFrame
     return scans, [f"{len(lost)} scans have no row in sessions.tsv, only in participants.tsv: {_some(lost)}."] if len(lost) else []
 
 # %% ../../nbs/14_sources.ipynb #b787b1fc
-_CAPS = {"t1-linear": "t1_linear/*_space-MNI152NLin2009cSym_desc-Crop_res-1x1x1_T1w.nii.gz",
-         "t1-volume": "t1/spm/{place}/*_segm-graymatter_space-Ixi549Space_modulated-on{fwhm}_probability.nii.gz"}
-
-
 @cohort_source("caps")
 def list_caps(
     folder: Path,                                 # CAPS folder, the one that holds `subjects`
@@ -256,8 +252,12 @@ def list_caps(
 ) -> Listing:                                     # the scans
     "Scans that Clinica's pipelines prepared."
     folder = require_folder(folder)
-    place = f"dartel/group-{dartel_group}" if dartel_group else _place_of_maps(folder)
-    name = _CAPS[pipeline].format(place=place, fwhm="" if fwhm is None else f"_fwhm-{fwhm}mm")
+    if pipeline == "t1-linear":
+        name = "t1_linear/*_space-MNI152NLin2009cSym_desc-Crop_res-1x1x1_T1w.nii.gz"
+    else:
+        place = f"dartel/group-{dartel_group}" if dartel_group else _place_of_maps(folder)
+        smoothed = "" if fwhm is None else f"_fwhm-{fwhm}mm"
+        name = f"t1/spm/{place}/*_segm-graymatter_space-Ixi549Space_modulated-on{smoothed}_probability.nii.gz"
     files = sorted(folder.glob(f"subjects/sub-*/ses-*/{name}"))
     if not files:
         raise CohortError(str(folder), [f"There is no file subjects/sub-*/ses-*/{name}. Has {pipeline} been run?"])
