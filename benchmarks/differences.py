@@ -3,7 +3,7 @@
     python benchmarks/differences.py --networks ../shared/reference/keras_group
 
 The baseline is iNNvestigate's `lrp.sequential_preset_a`, ε = 1e-10, class 1. Then one definition at a time is replaced, then all of
-them; then come the maps of Captum and of Zennit themselves, each with that of our rules set to theirs. Chapter 44 explains the
+them; then come the maps of Captum and of Zennit themselves, each with that of our rules set to theirs. Chapter 52 explains the
 changes and draws what this script writes: `benchmarks/differences.csv`, a section of `benchmarks/RESULTS.md`, and
 `nbs/images/why_maps_differ.png`.
 """
@@ -30,8 +30,8 @@ from torch import nn
 from explainable_mri.analysis.regions import merge_regions, region_table, without_side
 from explainable_mri.data.atlases import load_atlas
 from explainable_mri.data.volumes import get_grid
-from explainable_mri.explainers.differences import captum_composite, changed_composites, compare_maps, zennit_composite
-from explainable_mri.explainers.graph import batch_norm_surrogate
+from explainable_mri.explainers.lrp_peers import captum_composite, changed_composites, compare_maps, zennit_composite
+from explainable_mri.explainers.lrp_graph import batch_norm_surrogate
 from explainable_mri.explainers.lrp import LRP
 from explainable_mri.models.keras import KerasNetwork, load_keras
 

@@ -66,7 +66,7 @@ def our_batches(paths: list[Path], batch_size: int, workers: int, folder: Path):
     from torch.utils.data import DataLoader
 
     from explainable_mri.config import CacheConfig, Component
-    from explainable_mri.data.augmentation import build_transforms
+    from explainable_mri.data.transforms import build_transforms
     from explainable_mri.data.cache import load_volumes
     from explainable_mri.data.datasets import ScanDataset
     from explainable_mri.data.volumes import get_grid
@@ -188,7 +188,7 @@ def work(peer: str, scans: int, batch_size: int, workers: int, epochs: int, watc
     import numpy as np
     import torch
 
-    import explainable_mri.data.augmentation  # noqa: F401  imports are not part of the first epoch
+    import explainable_mri.data.transforms  # noqa: F401  imports are not part of the first epoch
     import explainable_mri.data.cache  # noqa: F401
     import explainable_mri.training.trainer  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""What each measure for speed in chapters 39 and 40 gives: time a map with one of them switched off, and with all.
+"""What each measure for speed in chapters 45 and 47 gives: time a map with one of them switched off, and with all.
 
     python benchmarks/lrp_measures.py --networks ../shared/reference/keras_group
 
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from results import write_section
 
-from explainable_mri.explainers import layers, lrp, rules
+from explainable_mri.explainers import lrp, lrp_layers as layers, lrp_rules as rules
 from explainable_mri.models.keras import load_keras
 
 ROOT = Path(__file__).parents[1]
@@ -149,7 +149,7 @@ def main() -> None:
     write_section("lrp-measures",
                   "## What each measure for speed gives\n\n"
                   f"`python benchmarks/lrp_measures.py`, {datetime.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), PyTorch "
-                  f"{torch.__version__}; `lrp.sequential_preset_a` as above. The first row has all measures of chapters 39 and 40; each other row lacks the one "
+                  f"{torch.__version__}; `lrp.sequential_preset_a` as above. The first row has all measures of chapters 45 and 47; each other row lacks the one "
                   f"that it names. Median of {options.rounds * options.repeats} maps a cell, the first of each process not counted. AlexNet and ResNet have no "
                   "strides, so their ratios in that row show the machine's noise.\n\n" + "\n".join(lines))
 

@@ -131,7 +131,8 @@ def finish(
     pages: list[Path],  # all pages
 ) -> None:
     "Make nbdev's links to other chapters relative; it calls them by their names without numbers, the files here keep them."
-    names = {re.sub(r"^\d\d_", "", page.stem): page.stem for page in pages}
+    ordered = sorted(pages, key=lambda page: page.stem[:1].isdigit())  # chapter 81_train wins over the notebook train
+    names = {re.sub(r"^\d\d_", "", page.stem): page.stem for page in ordered}
     link = re.compile(rf"{re.escape(site)}/(\w+)\.html")
     text = link.sub(lambda match: f"{names[match[1]]}.html", path.read_text(encoding="utf-8"))
     notebook = nbformat.reads(text, as_version=4)

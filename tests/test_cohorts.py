@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from explainable_mri.cli import main
 from explainable_mri.config import load_config, make_config
 from explainable_mri.data.volumes import get_grid
-from explainable_mri.experiments.folds import prepare_cohort, train_fold
+from explainable_mri.experiments.train import prepare_cohort, train_fold
 from explainable_mri.training.trainer import load_trained
 
 ROOT = Path(__file__).parents[1]

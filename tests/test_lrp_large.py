@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from explainable_mri.explainers import layers
+from explainable_mri.explainers import lrp_layers as layers
 from explainable_mri.explainers.lrp import COMPOSITES, LRP
 
 PARAMETERS = {"deep_taylor.bounded": {"low": -1.0, "high": 2.0}, "sequential_preset_b_flat_until_idx": {"until_layer_idx": 2}}

@@ -20,12 +20,12 @@ from filelock import FileLock
 
 from explainable_mri.data.atlases import load_brain_mask, load_template
 from explainable_mri.data.cohorts import read_cohort
-from explainable_mri.data.dicom import (DicomError, choose_series, convert_series, find_series, simulate_raw_scan,
+from explainable_mri.preprocessing.dicom import (DicomError, choose_series, convert_series, find_series, simulate_raw_scan,
                                         unpack, write_dicom)
-from explainable_mri.data.preprocess import Recipe, preprocess
+from explainable_mri.preprocessing.pipeline import Recipe, preprocess
 from explainable_mri.data.volumes import VolumeError, get_grid, load_volume
-from explainable_mri.experiments import prepare as module
-from explainable_mri.experiments.prepare import PrepareError, find_scans, prepare, read_scan
+from explainable_mri.preprocessing import study as module
+from explainable_mri.preprocessing.study import PrepareError, find_scans, prepare, read_scan
 
 GRID = get_grid("mni_3mm")
 LESION = (-40, -30, 20, 14)

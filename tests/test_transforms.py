@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from explainable_mri.config import Component, TrainingConfig
-from explainable_mri.data.augmentation import build_transforms
+from explainable_mri.data.transforms import build_transforms
 from explainable_mri.data.datasets import ScanDataset
 from explainable_mri.data.volumes import Grid, get_grid
 from explainable_mri.training import trainer
