@@ -179,7 +179,7 @@ def info_command(config: Path | None, overrides: tuple[str, ...]) -> None:
         click.echo(yaml.safe_dump(load_config(config, overrides).model_dump(mode="json"), sort_keys=False), nl=False)
         return
     import explainable_mri.experiments.report  # which imports, and so registers, every part
-    from explainable_mri.experiments.train import describe_environment
+    from explainable_mri.environment import describe_environment
 
     registries = {"cohorts": COHORTS, "splits": SPLITS, "networks": NETWORKS, "losses": LOSSES, "transforms": TRANSFORMS, "explainers": EXPLAINERS}
     names = {kind: registry.names() for kind, registry in registries.items()}

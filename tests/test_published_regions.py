@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from explainable_mri.analysis.regions import region_table
-from explainable_mri.analysis.statistics import relevance_concentration
+from explainable_mri.analysis.statistics import relevance_enrichment
 from explainable_mri.data.atlases import Atlas
 from explainable_mri.data.volumes import get_grid, load_volume
 
@@ -37,7 +37,7 @@ def test_region_sums_are_the_published_ones(published: Path, masks: dict[str, np
 
 def test_relevance_of_patients_concentrates_in_the_hippocampus(published: Path, masks: dict[str, np.ndarray]):
     "In the published map of patients the hippocampus stands out, in that of the controls far less."
-    ratio = {group: relevance_concentration(load_volume(published / f"mean_relevance_ADNI2_{group}.nii.gz", GRID),
+    ratio = {group: relevance_enrichment(load_volume(published / f"mean_relevance_ADNI2_{group}.nii.gz", GRID),
                                             masks["aal_hippocampus"], masks["brainmask"]).ratio
              for group in ("AD", "CN")}
     assert ratio["AD"] > 2 * ratio["CN"] > 2

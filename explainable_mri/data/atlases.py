@@ -19,7 +19,7 @@ from nilearn.datasets import (load_mni152_brain_mask, load_mni152_gm_template, l
 from nilearn.image import resample_img
 from scipy import ndimage
 
-from ..config import suggest
+from ..errors import suggest
 from .volumes import Grid
 
 # %% ../../nbs/12_atlases.ipynb #fbc777df

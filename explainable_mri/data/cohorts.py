@@ -25,7 +25,8 @@ from pydantic import ValidationError, validate_call
 from tableone import TableOne
 from tqdm.auto import tqdm
 
-from ..config import COHORTS, suggest
+from ..errors import suggest
+from ..registry import COHORTS
 from .phantom import simulate_cohort
 from .volumes import Grid, VolumeError, check_volume
 

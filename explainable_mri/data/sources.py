@@ -19,7 +19,9 @@ import pandas as pd
 from nilearn.datasets import fetch_oasis_vbm
 from pydantic import ValidationError
 
-from ..config import COHORTS, Component, suggest
+from ..config import Component
+from ..errors import suggest
+from ..registry import COHORTS
 from .cohorts import (
     Cohort, CohortError, Listing, Rules, cohort_source, make_cohort, map_columns, place, plain_number, read_table)
 from .volumes import Grid
@@ -351,7 +353,7 @@ def _mark(table: pd.DataFrame, name: str, spelling: str) -> pd.DataFrame:
 def _build_part(name: str, part: Any, grid: Grid, groups: list[str], covariates: list[str]) -> Cohort:
     "Build one of the cohorts; its errors begin with its name."
     try:
-        return COHORTS.build(Component.model_validate(part), grid, groups, covariates)
+        return Component.model_validate(part).build(COHORTS, grid, groups, covariates)
     except ValidationError:
         raise CohortError(name, [f"A cohort to join has a 'name', its source, and 'params', not {part!r}."]) from None
     except CohortError as error:

@@ -17,7 +17,9 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-from ..config import SPLITS, SplitConfig, suggest
+from ..config import SplitConfig
+from ..errors import suggest
+from ..registry import SPLITS
 from .cohorts import CohortError, read_table
 
 # %% ../../nbs/21_splits.ipynb #5382e49d
@@ -218,7 +220,7 @@ def make_splits(
 ) -> list[Split]:         # a split for each fold
     "Split a cohort as configured; raises `ConfigError` for an unknown way, `SplitError` where the cohort does not allow it."
     try:
-        return SPLITS.build(config, table=table, seed=seed)
+        return SPLITS.build(config.name, table=table, seed=seed, **config.params)
     except TypeError as error:
         raise SplitError(f"The split '{config.name}' cannot be made with {config.params}: {error}.") from None
 

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 import torchio as tio
 
-from ..config import TRANSFORMS, Component, ConfigError, Registry
+from ..config import Component
+from ..errors import ConfigError
+from ..registry import TRANSFORMS, Registry
 from .volumes import Grid
 
 # %% ../../nbs/24_transforms.ipynb #eb7819cd
@@ -302,7 +304,7 @@ def _build_transform(component: Component, grid: Grid) -> Transform:
     "Build one transform, ours or a library's."
     wrapper, registry = LIBRARIES.get(component.name.partition(".")[0], (None, TRANSFORMS))
     try:
-        return wrapper(grid, registry.build(component)) if wrapper else registry.build(component, grid)
+        return wrapper(grid, component.build(registry)) if wrapper else component.build(registry, grid)
     except ConfigError:
         raise
     except (TypeError, ValueError, ImportError) as error:

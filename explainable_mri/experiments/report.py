@@ -13,12 +13,13 @@ import yaml
 from matplotlib.figure import Figure
 
 from ..analysis.regions import region_table
-from ..analysis.statistics import concentration_by_group, correlation
-from ..config import ConfigError, ExperimentConfig
+from ..analysis.statistics import enrichment_by_group, correlation
+from ..config import ExperimentConfig
+from ..errors import ConfigError
 from ..data.atlases import load_atlas
 from ..data.volumes import get_grid, load_map, load_volume
 from .explain import (
-    ATROPHIED, concentrations, explanation_figures, mean_relevance, read_explanations)
+    ATROPHIED, enrichments, explanation_figures, mean_relevance, read_explanations)
 from .train import metrics_table, prepare_cohort, training_figures
 from ..files import read_json
 from ..report.documents import KeyFigures, Picture, Prose, Section, Table, write_report
@@ -48,7 +49,7 @@ _METRICS = {name: "{:.3f}" for name in ("auc", "balanced_accuracy", "sensitivity
 _ALT = {
     "cohort": "age, head size, sex and field strength by group", "roc": "ROC curves of the test scans", "confusion": "confusion matrix of the test scans",
     "probabilities": "predicted probabilities of the test scans by group",
-    "regions": "bar chart of relevance by region", "concentration": "concentration of relevance by group",
+    "regions": "bar chart of relevance by region", "enrichment": "enrichment of relevance by group",
     "hippocampus": "hippocampal relevance against hippocampal volume",
 }
 
@@ -80,7 +81,7 @@ def _prediction_section(config: ExperimentConfig, folders: list[Path]) -> Sectio
 # %% ../../nbs/83_report.ipynb #9b0176b6
 def _relevance_section(config: ExperimentConfig, folders: list[Path], figures: dict[str, Figure]) -> Section:
     "Mean relevance by group, and its regions."
-    group = config.positive[-1]
+    group = config.task.patient_groups[-1]
     mean = mean_relevance(config, folders)[group]
     grid = get_grid(config.grid)
     regions = region_table(mean, load_atlas(config.explanation.atlas, grid), grid).head(15)
@@ -97,18 +98,18 @@ def _relevance_section(config: ExperimentConfig, folders: list[Path], figures: d
 
 
 def _truth_section(scans: pd.DataFrame, figures: dict[str, Figure]) -> Section:
-    "Concentration of relevance in truly atrophied voxels, by group, and the hippocampus."
-    table = concentration_by_group(scans.group, concentrations(scans))
+    "Enrichment of relevance in truly atrophied voxels, by group, and the hippocampus."
+    table = enrichment_by_group(scans.group, enrichments(scans))
     return Section("Is the explanation right?", [
-        Prose("The scans are simulated, so the voxels that lost grey matter are known. The concentration is the share of positive "
+        Prose("The scans are simulated, so the voxels that lost grey matter are known. The enrichment is the share of positive "
               f"relevance inside the truly atrophied voxels (loss of at least {ATROPHIED:.0%}), divided by their share of the "
               "brain's volume: 1 means no better than evenly spread. Scans without an atrophied voxel are left out.\n\n"
               f"Hippocampal relevance against hippocampal volume: {_hippocampus(scans)}."),
-        Table(table, "Concentration of positive relevance in truly atrophied voxels, by group.",
-              formats={"relevance_share": "{:.1%}", "volume_share": "{:.1%}", "concentration": "{:.2f}", "low": "{:.2f}",
+        Table(table, "Enrichment of positive relevance in truly atrophied voxels, by group.",
+              formats={"relevance_mass_accuracy": "{:.1%}", "volume_share": "{:.1%}", "enrichment": "{:.2f}", "low": "{:.2f}",
                        "high": "{:.2f}", "median": "{:.2f}"},
-              names={"relevance_share": "share of relevance", "volume_share": "share of the brain"}),
-        *_pictures({name: figure for name, figure in figures.items() if name in ("concentration", "hippocampus")})])
+              names={"relevance_mass_accuracy": "share of relevance", "volume_share": "share of the brain"}),
+        *_pictures({name: figure for name, figure in figures.items() if name in ("enrichment", "hippocampus")})])
 
 
 def _hippocampus(scans: pd.DataFrame) -> str:
@@ -139,10 +140,10 @@ def _key_figures(config: ExperimentConfig, trained: list[Path], scans: pd.DataFr
     "The numbers at the head of the report."
     last = metrics_table(config, trained).groupby("comparison", sort=False).tail(1)
     figures = [(f"AUC, {row.comparison}", f"{row.auc:.2f}", f"{row.n} test scans") for row in last.itertuples()]
-    if scans is not None and (truth := concentrations(scans)):
-        table = concentration_by_group(scans.group, truth).set_index("group")
-        group = config.positive[-1]
-        figures.append((f"concentration, {group}", f"{table.concentration[group]:.1f} ×",
+    if scans is not None and (truth := enrichments(scans)):
+        table = enrichment_by_group(scans.group, truth).set_index("group")
+        group = config.task.patient_groups[-1]
+        figures.append((f"enrichment, {group}", f"{table.enrichment[group]:.1f} ×",
                         "positive relevance in truly atrophied voxels"))
         figures.append(("hippocampus", _hippocampus(scans).split(" [")[0], "relevance against volume"))
     return KeyFigures(figures)
@@ -158,7 +159,7 @@ def write_experiment_report(
     if scans is not None:
         figures = explanation_figures(config, explained)
         sections.append(_relevance_section(config, explained, figures))
-        if concentrations(scans):
+        if enrichments(scans):
             sections.append(_truth_section(scans, figures))
         sections.append(_example_section(config, scans))
     return write_report(

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from captum import attr
 from torch import nn
 
-from ..config import EXPLAINERS, Component, suggest
+from ..config import Component
+from ..errors import suggest
+from ..registry import EXPLAINERS
 from .lrp_graph import (
     ExplainerError, Step, check_inputs, choose_targets, evaluation_mode, explain_misfit)
 from .lrp import LRP, Composite, Convention
@@ -189,4 +191,4 @@ def build_explainer(
     network: nn.Module,    # gives logits (N, classes)
 ) -> Any:                  # object with `attribute(inputs, target=None)`
     "Build an explainer by its name in the registry."
-    return EXPLAINERS.build(component, network)
+    return component.build(EXPLAINERS, network)

@@ -15,7 +15,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import fx, nn
 
-from ..config import EXPLAINERS, Component, Registry, suggest
+from ..config import Component
+from ..errors import suggest
+from ..registry import EXPLAINERS, Registry
 from .lrp_graph import (
     ExplainerError, Graph, Step, batch_norm_scale, batch_norm_surrogate, check_inputs,
     choose_targets, evaluation_mode, explain_misfit)
@@ -52,7 +54,7 @@ class Composite:
         if self.keras_layers and step.nested:
             return Gradient()
         if step.rule is not None:
-            return RULES.build(Component(name=step.rule))
+            return RULES.build(step.rule)
         early = step.from_input or (self.until is not None and step.index <= self.until)
         if self.first is not None and step.kind in ("dense", "convolution") and early:
             return self.first
@@ -230,7 +232,7 @@ def read_rule(
     "Make a rule from an entry of a configuration; raises `ConfigError` when its name or a parameter is unknown."
     if isinstance(entry, Rule):
         return entry
-    return RULES.build(Component(name=entry) if isinstance(entry, str) else Component(**entry))
+    return RULES.build(entry) if isinstance(entry, str) else Component(**entry).build(RULES)
 
 
 def read_composite(
@@ -266,7 +268,7 @@ class LRP:
         if convention not in get_args(Convention):
             raise ExplainerError(f"There is no convention '{convention}'. {suggest(convention, get_args(Convention))}")
         if isinstance(composite, str):
-            composite = COMPOSITES.build(Component(name=composite, params=params), convention)
+            composite = COMPOSITES.build(composite, convention, **params)
         elif params:
             raise ExplainerError(f"Parameters ({', '.join(params)}) belong to a composite given by name.")
         elif not isinstance(composite, Composite):

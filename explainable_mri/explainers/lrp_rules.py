@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from ..config import Registry
+from ..registry import Registry
 from .lrp_layers import (
     Dense, LinearLayer, Operation, Scale, along_channels, fast_layout, slabs)
 

@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..config import NETWORKS, Component
+from ..config import Component
+from ..registry import NETWORKS
 
 # %% ../../nbs/32_networks.ipynb #bfa65695
 def initialize_like_keras(
@@ -75,7 +76,7 @@ def build_network(
     "Build a registered network; raises `ConfigError` when its name or a parameter is unknown."
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return NETWORKS.build(component, input_shape=tuple(input_shape), classes=classes)
+        return component.build(NETWORKS, input_shape=tuple(input_shape), classes=classes)
 
 # %% ../../nbs/32_networks.ipynb #6fc28162
 def describe_layers(

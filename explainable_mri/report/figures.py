@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUP_COLORS', 'relevance_limits', 'plot_relevance', 'group_order', 'group_colors', 'plot_regions', 'plot_history',
-           'plot_roc', 'plot_confusion', 'plot_probabilities', 'plot_cohort', 'plot_concentration', 'plot_correlation']
+           'plot_roc', 'plot_confusion', 'plot_probabilities', 'plot_cohort', 'plot_enrichment', 'plot_correlation']
 
 # %% ../../nbs/70_figures.ipynb #933439d1
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from nilearn.datasets import load_mni152_template
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from ..analysis.regions import side, without_side
-from ..analysis.statistics import Concentration, Correlation, concentration_by_group, correlation
+from ..analysis.statistics import Enrichment, Correlation, enrichment_by_group, correlation
 from ..data.volumes import Grid, to_image
 
 # %% ../../nbs/70_figures.ipynb #fdaf62f0
@@ -302,19 +302,19 @@ def _stack_shares(ax: Axes, groups: pd.Series, values: pd.Series) -> None:
     ax.legend(frameon=False, ncols=min(len(shares.columns), 3), loc="lower center", bbox_to_anchor=(0.5, 1))
 
 # %% ../../nbs/70_figures.ipynb #faf8e1fd
-def plot_concentration(
+def plot_enrichment(
     groups: Sequence[str],                    # group of each scan
-    concentrations: Sequence[Concentration],  # concentration of each scan, in the same order
-    label: str = "concentration of relevance",  # label of the axis
+    enrichments: Sequence[Enrichment],  # enrichment of each scan, in the same order
+    label: str = "enrichment of relevance",  # label of the axis
     title: str | None = None,                 # title
 ) -> Figure:                                  # the figure
-    "Draw the concentration of each scan, and the mean of each group with its 95 % confidence interval."
+    "Draw the enrichment of each scan, and the mean of each group with its 95 % confidence interval."
     figure, (ax,) = _charts(_HALF, 3.8)
-    order = _strip(ax, groups, np.array([one.ratio for one in concentrations]))
-    means = concentration_by_group(groups, concentrations).set_index("group")
+    order = _strip(ax, groups, np.array([one.ratio for one in enrichments]))
+    means = enrichment_by_group(groups, enrichments).set_index("group")
     for position, group in enumerate(order):
         if group in means.index:
-            mean, low, high = means.loc[group, ["concentration", "low", "high"]]
+            mean, low, high = means.loc[group, ["enrichment", "low", "high"]]
             ax.plot([position - 0.28, position + 0.28], [mean, mean], color="#222222", linewidth=2)
             ax.plot([position, position], [low, high], color="#222222", linewidth=1.2)
             ax.annotate(f"{mean:.1f}", (position + 0.3, mean), va="center", weight="bold")

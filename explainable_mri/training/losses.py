@@ -13,7 +13,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
-from ..config import LOSSES
+from ..registry import LOSSES
 
 # %% ../../nbs/40_losses.ipynb #6d509e0f
 def class_weights(

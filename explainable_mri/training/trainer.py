@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 from tqdm import tqdm
 
-from ..config import LOSSES, Component, TrainingConfig
+from ..config import Component, TrainingConfig
+from ..registry import LOSSES
 from ..files import replacing
 from ..models.networks import build_network, l2_penalty
 from .losses import class_weights
@@ -347,7 +348,7 @@ def train(
         with _quiet():
             lightning.seed_everything(seed, workers=True, verbose=False)
             module = Classifier(build_network(network, input_shape, classes, seed),
-                                LOSSES.build(loss, weight=weights if config.class_weights else None),
+                                loss.build(LOSSES, weight=weights if config.class_weights else None),
                                 classes, config.learning_rate, seed, about)
             mode = "min" if config.monitor.endswith("loss") else "max"
             trainer = lightning.Trainer(
