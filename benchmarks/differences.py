@@ -109,9 +109,9 @@ def region_shares(relevance: torch.Tensor, grid_name: str) -> pd.Series:
 
 def measure(name: str, folder: Path) -> tuple[list[dict], dict[str, np.ndarray]]:
     "The rows of one network, and the maps that the figure shows."
-    network = load_keras(folder / f"{name}_cv8.hdf5", layout="group")
+    network = load_keras(folder / f"{name}_cv8.hdf5", axes="rostock")
     source = torch.from_numpy(np.load(folder / "x.npz")["x"].astype(np.float32))[None, None]
-    inputs = network.layout.to_grid(source)
+    inputs = network.axes.to_grid(source)
     with np.load(folder / f"{name}_cv8.npz") as file:
         expected = torch.from_numpy(file[f"lrp.sequential_preset_a|{TARGET}"])
     rows, shown = [], {"scan": inputs[0, 0].numpy()}
@@ -119,7 +119,7 @@ def measure(name: str, folder: Path) -> tuple[list[dict], dict[str, np.ndarray]]
         shares = region_shares(relevance, network.grid)
         if not rows:
             baseline, baseline_shares = relevance, shares
-            sampled = network.layout.to_network(relevance)[0, 0, ::4, ::4, ::4]
+            sampled = network.axes.to_network(relevance)[0, 0, ::4, ::4, ::4]
             print(f"  baseline against iNNvestigate 2.1.2: {compare_maps(sampled, expected)['difference']:.1e}", flush=True)
             with torch.no_grad():
                 logit = network(inputs)[0, TARGET].item()

@@ -150,17 +150,17 @@ def prepare_command(source: Path, out: Path, grid: str, jobs: int, smooth: float
 @main.command("import-keras")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--layout", help="'group' for the Rostock group's (z, x, y) flipped networks; by default the file's own axes.")
-def import_keras_command(model: Path, out: Path, layout: str | None) -> None:
+@click.option("--axes", help="'rostock' for the Rostock group's (z, x, y) flipped networks; by default the file's own axes.")
+def import_keras_command(model: Path, out: Path, axes: str | None) -> None:
     """Bring a network over from Keras: writes network.json, weights.safetensors and layers.tsv to OUT.
 
     \b
     Example:
-      explainable-mri import-keras model.hdf5 imported/ --layout group
+      explainable-mri import-keras model.hdf5 imported/ --axes rostock
     """
     from explainable_mri.models.keras import import_keras
 
-    click.echo(import_keras(model, out, layout=layout).to_string(index=False))
+    click.echo(import_keras(model, out, axes=axes).to_string(index=False))
 
 # %% ../nbs/95_cli.ipynb #d20ed2af
 @main.command("info")

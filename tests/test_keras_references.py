@@ -8,7 +8,8 @@ import torch
 
 from explainable_mri.data.volumes import get_grid, load_volume, save_volume
 from explainable_mri.explainers.lrp import LRP
-from explainable_mri.models.keras import LAYOUTS, import_keras, layer_report, load_keras, load_network
+from explainable_mri.data.axes import AXES
+from explainable_mri.models.keras import import_keras, layer_report, load_keras, load_network
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 FILES = sorted(REFERENCE.glob("keras_*/*.hdf5"))
@@ -46,7 +47,7 @@ def test_native_format_keeps_the_network(path, tmp_path):
 
 @pytest.mark.parametrize("path", GROUP, ids=lambda path: path.stem)
 def test_maps_of_group_networks_overlay_the_scan(path, tmp_path):
-    network, grid = load_keras(path, layout="group"), get_grid("clinica_1mm")
+    network, grid = load_keras(path, axes="rostock"), get_grid("clinica_1mm")
     assert network.grid == grid.name
     assert network.input_shape == (1, *grid.cropped_shape)
 
@@ -56,12 +57,12 @@ def test_maps_of_group_networks_overlay_the_scan(path, tmp_path):
     volume[30:50, 120:150, 40:60] += 0.5
     turned = np.ascontiguousarray(np.flip(np.transpose(volume, (2, 0, 1))))
     scan_path = save_volume(volume, tmp_path / "scan.nii.gz", grid)
-    scan = torch.from_numpy(load_volume(scan_path, grid))[None, None].requires_grad_()
+    scan = torch.from_numpy(load_volume(scan_path, grid).array)[None, None].requires_grad_()
     logits = network(scan)
     [gradient] = torch.autograd.grad(logits[0, 1], scan)
     map_path = save_volume((gradient * scan)[0, 0].detach().numpy(), tmp_path / "map.nii.gz", grid)
 
-    # the same network without a layout, on the volume with its own axes
+    # the same network without axes, on the volume with its own axes
     same = torch.from_numpy(turned)[None, None].requires_grad_()
     [expected] = torch.autograd.grad(load_keras(path)(same)[0, 1], same)
     expected = np.transpose(np.flip((expected * same)[0, 0].detach().numpy()), (1, 2, 0))
@@ -72,9 +73,9 @@ def test_maps_of_group_networks_overlay_the_scan(path, tmp_path):
 
 @pytest.mark.parametrize("path", [path for path in FILES if path not in GROUP], ids=lambda path: path.stem)
 def test_relevance_comes_out_on_the_grid(path):
-    references, layout = np.load(path.with_suffix(".npz")), LAYOUTS["group"]
-    explainer = LRP(load_keras(path, layout="group"), "sequential_preset_a", epsilon=1e-10)
-    relevance = explainer.attribute(layout.to_grid(read_input(path)), 1)
+    references, axes = np.load(path.with_suffix(".npz")), AXES["rostock"]
+    explainer = LRP(load_keras(path, axes="rostock"), "sequential_preset_a", epsilon=1e-10)
+    relevance = explainer.attribute(axes.to_grid(read_input(path)), 1)
     theirs = references["lrp.sequential_preset_a|1"]
-    ours = layout.to_network(relevance)[0, 0].numpy()
+    ours = axes.to_network(relevance)[0, 0].numpy()
     assert np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 1e-5

@@ -32,7 +32,7 @@ def _read(paths: Iterable[str], count: int, grid: Grid, threads: int) -> Iterato
 
     def read(path: str) -> np.ndarray | VolumeError:
         try:
-            return load_volume(path, grid)
+            return load_volume(path, grid).array
         except VolumeError as error:
             return error
 

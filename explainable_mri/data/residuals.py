@@ -22,6 +22,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from .axes import Axes
 from .cohorts import LIMITS
 from ..files import replacing
 
@@ -327,11 +328,11 @@ def _read_linear_models(path: str | PathLike) -> np.ndarray:
 
 def load_linear_models(
     path: str | PathLike,  # HDF5 file of the group, such as `linear_models_ADNI2.hdf5`
-    layout: Any,           # how the axes of the group's images follow from the grid's: the `layout` of an imported network
+    axes: Axes,            # how the axes of the group's images follow from the grid's: the `axes` of an imported network
 ) -> ResidualModel:        # a fitted model for maps on the grid, with sexes F and M
     "Read the regression that the Rostock group published; raises `ValueError` for a file of another form."
     images = torch.from_numpy(_read_linear_models(path).T.copy())
-    on_grid = layout.to_grid(images[:, None])[:, 0].numpy()
+    on_grid = axes.to_grid(images[:, None])[:, 0].numpy()
     plain = {name: [0.0, 1.0] for name in _LINEAR_MODELS} | {"sex": ["M", "F"]}
     model = ResidualModel(_LINEAR_MODELS)
     model.design_, model.coefficients_ = Design(plain), np.roll(on_grid, 1, axis=0)
@@ -342,7 +343,7 @@ def load_linear_models(
 def save_linear_models(
     model: ResidualModel,  # fitted with the covariates age, sex, tiv and field_strength
     path: str | PathLike,  # HDF5 file, replaced if it exists
-    layout: Any,           # how the axes of the group's images follow from the grid's: the `layout` of an imported network
+    axes: Axes,            # how the axes of the group's images follow from the grid's: the `axes` of an imported network
 ) -> None:
     "Write a regression as the Rostock group does; raises `CovariateError` for a model with other covariates or units."
     encoding = model.design_.encoding
@@ -353,7 +354,7 @@ def save_linear_models(
     man, woman = model.predict(pd.DataFrame(dict.fromkeys(_LINEAR_MODELS, 0.0), index=[0, 1]).assign(sex=["M", "F"]))
     effects = {name: model.effect(name) for name in ("age", "tiv", "field_strength")} | {"sex": woman - man}
     on_grid = np.stack([*(effects[name] for name in _LINEAR_MODELS), man])
-    images = layout.to_network(torch.from_numpy(on_grid)[:, None])[:, 0].numpy()
+    images = axes.to_network(torch.from_numpy(on_grid)[:, None])[:, 0].numpy()
     with replacing(path) as partial, h5py.File(partial, "w") as file:
         file.create_dataset("linearmodels", data=images.T, compression="gzip")
 
