@@ -28,7 +28,7 @@ from ..data.residuals import ResidualModel
 from ..data.volumes import Grid, get_grid, load_map, save_volume
 from .train import (
     SCAN, check_experiment, open_experiment, prepare_cohort, read_predictions, read_scans, save_figures, write_table)
-from ..explainers.gradients import build_explainer
+from ..explainers.base import build_explainer
 from ..files import read_json, write_json
 from ..report.figures import (
     plot_enrichment, plot_correlation, plot_regions, plot_relevance, relevance_limits)
