@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 from ..config import SplitConfig
 from ..errors import suggest
 from ..registry import SPLITS
-from .cohorts import CohortError, read_table
+from .tables import TableError, read_table
 
 # %% ../../nbs/21_splits.ipynb #5382e49d
 @dataclass(frozen=True, eq=False)
@@ -188,7 +188,7 @@ def listed(
     problems += [f"{subject} is in several parts: {', '.join(map(str, parts))}." for subject, parts in by_subject.items() if len(parts) > 1]
     problems += [f"{subject} is in no part." for subject in pd.unique(table["subject"]) if subject not in by_subject]
     if problems:
-        raise CohortError(str(path), problems)
+        raise TableError(str(path), problems)
     part = table["subject"].map(by_subject.str[0]).to_numpy()
     if "validation" not in part:
         drawn = 0.15 if validation_fraction is None else validation_fraction
