@@ -7,6 +7,7 @@ import openpyxl
 import pandas as pd
 import pytest
 
+from explainable_mri.config import SplitConfig
 from explainable_mri.data.cohorts import InclusionCriteria, read_cohort
 from explainable_mri.data.identity import conflicts, identity_key, join_covariates, order_visits, unify, when
 from explainable_mri.data.splits import LeakageError, Split, check_leakage, make_splits
@@ -100,7 +101,7 @@ def test_leakage_is_found_whatever_the_spelling():
         check_leakage(table, Split(np.array([0, 1]), np.array([], int), np.array([2])))
     people = pd.DataFrame({"subject": [f"{number:04}" for number in range(40)] + [str(number) for number in range(40)],
                            "path": [f"{number}.nii" for number in range(80)], "group": ["CN", "AD"] * 40})
-    for split in make_splits(people, "stratified", seed=0, folds=4):
+    for split in make_splits(people, SplitConfig(params={"folds": 4}), seed=0):
         check_leakage(people, split)
 
 
