@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COHORTS', 'SPLITS', 'TRANSFORMS', 'NETWORKS', 'LOSSES', 'EXPLAINERS', 'MEASURES', 'Registry']
 
-# %% ../nbs/03_registry.ipynb #074412de
+# %% ../nbs/03_registry.ipynb #fb5dbfdd
 import importlib
 import inspect
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import ConfigError, suggest
 
-# %% ../nbs/03_registry.ipynb #9293b0da
+# %% ../nbs/03_registry.ipynb #dda943df
 class Registry:
     "Names for the parts of one kind; `kind` is the word used in error messages, `modules` are those that hold the parts."
 
@@ -72,7 +72,7 @@ class Registry:
         _check_arguments(builder, f"The {self.kind} '{name}'", args, params)
         return builder(*args, **params)
 
-# %% ../nbs/03_registry.ipynb #d34cf481
+# %% ../nbs/03_registry.ipynb #43fa7de2
 def _same(old: Callable, new: Callable) -> bool:
     "Tell whether two definitions are one, as when a cell runs again or a chapter defines what its module has."
     return old.__qualname__ == new.__qualname__ and (old.__module__ == new.__module__ or "__main__" in (old.__module__, new.__module__))
@@ -89,11 +89,11 @@ def _check_arguments(builder: Callable, what: str, args: tuple, params: dict) ->
         hint = suggest(unknown[0], known) if unknown else f"It takes: {', '.join(known)}."
         raise ConfigError(f"{what} cannot be built: {error}. {hint}") from None
 
-# %% ../nbs/03_registry.ipynb #daf9585f
+# %% ../nbs/03_registry.ipynb #8b53dbfd
 COHORTS = Registry("cohort", "data.phantom", "data.cohorts", "data.sources")
 SPLITS = Registry("split", "data.splits")
 TRANSFORMS = Registry("transform", "data.transforms")
-NETWORKS = Registry("network", "models.networks")
+NETWORKS = Registry("network", "models.networks", "models.keras")
 LOSSES = Registry("loss", "training.losses")
 EXPLAINERS = Registry("explainer", "explainers.gradients", "explainers.lrp")
 MEASURES = Registry("measure", "analysis.measures")

@@ -1,4 +1,5 @@
 "Cohorts as a user meets them: a configuration and a folder that is not quite right, and what the command says."
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -72,7 +73,8 @@ def layouts(tmp_path: Path) -> dict[str, dict]:
 def write_config(folder: Path, source: str, params: dict) -> Path:
     "Write a configuration with this cohort."
     path = folder / "trial.yaml"
-    path.write_text(yaml.safe_dump({"name": "trial", "covariates": ["age", "sex"], "cohort": {"name": source, "params": params}}))
+    values = {"name": "trial", "covariates": ["age", "sex"], "cohort": {"name": source, "params": json.loads(json.dumps(params))}}
+    path.write_text(yaml.safe_dump(values))
     return path
 
 

@@ -22,10 +22,11 @@ from nibabel.volumeutils import apply_read_scaling
 from nilearn.image import resample_img
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from ..errors import ExplainableMRIError
 from ..files import replacing
 
-# %% ../../nbs/10_volumes.ipynb #41eabf1c
-class VolumeError(ValueError):
+# %% ../../nbs/10_volumes.ipynb #2dad1e00
+class VolumeError(ExplainableMRIError, ValueError):
     "A file or array that cannot be used as a volume on a grid."
 
 
@@ -37,8 +38,8 @@ def _check_header(image: SpatialImage, name: str) -> None:
         raise VolumeError(f"{name}: expected a number in each voxel, found {kind}, as in coloured or complex images. "
                           "Save one channel of it as a file of its own.")
     if image.affine is None or not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-        raise VolumeError(f"{name}: the affine in the header (sform or qform) is no position in space:\n"
-                          f"{_rows(image.affine)}\n  Convert the file from its source again.")
+        raise VolumeError(f"{name}: the affine in the header (sform or qform) is no position in space. Convert the file from its "
+                          f"source again.\n{_rows(image.affine)}")
     if isinstance(image, nib.Nifti1Pair):
         _check_forms(image, name)
 
@@ -60,7 +61,7 @@ def _rows(affine: np.ndarray) -> str:
     "A matrix as indented lines."
     return "\n".join("    " + " ".join(f"{value:9.3f}" for value in row) for row in np.atleast_2d(affine))
 
-# %% ../../nbs/10_volumes.ipynb #86f546d2
+# %% ../../nbs/10_volumes.ipynb #ed1aea58
 def _geometry(image: SpatialImage) -> tuple[tuple[int, ...], np.ndarray]:
     "Shape and affine that the image has once its axes are in RAS+ order."
     orientation = nib.io_orientation(image.affine)
@@ -136,7 +137,7 @@ class Grid:
         shape, affine = _geometry(image)
         return cls(name or (source.name if source else "own grid"), shape, affine, tuple(slice(0, size) for size in shape))
 
-# %% ../../nbs/10_volumes.ipynb #23b9054a
+# %% ../../nbs/10_volumes.ipynb #b96ea68d
 def _as_image(image: Any) -> tuple[SpatialImage, Path | None]:
     "An image of nibabel with a checked header, and the file that it comes from."
     if isinstance(image, (str, os.PathLike)):
@@ -180,7 +181,7 @@ def get_grid(
         raise VolumeError(f"There is no grid named '{name}'. Choose from: {', '.join(GRIDS)}.")
     return GRIDS[name]
 
-# %% ../../nbs/10_volumes.ipynb #336dbca8
+# %% ../../nbs/10_volumes.ipynb #9985e3ec
 @dataclass(frozen=True, eq=False)
 class Volume(NDArrayOperatorsMixin):
     "A scan or map: voxels, the grid they lie on, and the file they come from."
@@ -334,7 +335,7 @@ def _unpack(packed: bytes, size: int) -> bytes:
         raise EOFError(f"{len(content)} bytes where the header announces {size}")
     return content
 
-# %% ../../nbs/10_volumes.ipynb #4f4b0b7c
+# %% ../../nbs/10_volumes.ipynb #fab31523
 def _clean(values: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     "Values without NaN as a background, and a note; raises `VolumeError` for other values that are no numbers."
     finite = np.isfinite(values)
@@ -348,7 +349,7 @@ def _clean(values: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     raise VolumeError(f"{name}: {np.count_nonzero(~finite)} of {values.size} voxels are NaN or infinite, and not as a background "
                       "(NaN at the eight corners). Find out what failed there, or set them to 0 before use.")
 
-# %% ../../nbs/10_volumes.ipynb #634657c5
+# %% ../../nbs/10_volumes.ipynb #cf824376
 def load_map(
     image: Any,               # path of a NIfTI file in any orientation, or an image of nibabel, nilearn or TorchIO
     grid: Grid | str | None = None,  # the grid to have it on, or its name; None: the image's own, all of it
