@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..config import CacheConfig
-from .residuals import ResidualModel, map_ahead, write_maps
+from .residuals import ResidualModel
+from .streams import map_ahead, write_maps
 from .volumes import Grid, VolumeError, load_volume
 from ..files import read_json, write_json
 
