@@ -25,6 +25,7 @@ from ..config import CacheConfig
 from .residuals import ResidualModel
 from .streams import map_ahead, write_maps
 from .volumes import Grid, VolumeError, load_volume
+from ..errors import ExplainableMRIError
 from ..files import read_json, write_json
 
 # %% ../../nbs/22_cache.ipynb #75a7ceec
@@ -49,7 +50,7 @@ def _read(paths: Iterable[str], count: int, grid: Grid, threads: int) -> Iterato
         raise VolumeError(f"{len(problems)} of {count} scans cannot be read:\n" + "\n".join(problems))
 
 # %% ../../nbs/22_cache.ipynb #8541911d
-class CacheError(ValueError):
+class CacheError(ExplainableMRIError, ValueError):
     "Maps that can be kept neither in memory nor in the cache."
 
 
