@@ -43,8 +43,9 @@ from .dicom import (DicomError, Series, choose_series, convert_series, find_cont
                                         find_series, is_named_after, objections, read_field_strength, require, unpack)
 from .pipeline import PreprocessError, Recipe, from_ants, load_ants_template, preprocess
 from ..data.volumes import Grid, VolumeError, get_grid, save_volume, to_image
+from ..environment import package_versions
 from ..files import read_json, replacing, write_json
-from ..report.documents import (KeyFigures, Picture, Prose, Section, Table, package_versions,
+from ..report.documents import (Figure as ReportFigure, KeyFigures, Section, Table, Text,
                                               write_report)
 
 # %% ../../nbs/31_study.ipynb #20a30404
@@ -601,13 +602,13 @@ def _write_page(folder: Path, record: dict[str, Any], flags: str) -> None:
         for name, value in {**measures, "gm_share": measures["gm_volume"] / measures["tiv"]}.items()])
     times = pd.DataFrame({"step": list(record["seconds"]), "seconds": list(record["seconds"].values())})
     write_report(folder / "quality.html", f"Quality of the scan {folder.name}", [
-        Section("Pictures", [Picture(figure, "Head, brain in MNI space, template and grey-matter map in three planes",
+        Section("Pictures", [ReportFigure(figure, "Head, brain in MNI space, template and grey-matter map in three planes",
                                      "Outlines should follow the edges of brain and tissues.", dpi=100)]),
         Section("Numbers", [
             Table(numbers, f"Beyond these limits a scan is flagged whatever the others are like. In a study of {_ENOUGH} scans or "
                   f"more it is also flagged where a value is further than {_FAR:g} robust standard deviations from the median."),
             Table(times, "Computing time of each step.", formats={"seconds": "{:.1f}"})]),
-        Section("Where it comes from", [Prose("\n\n".join(record["series"])), Prose(
+        Section("Where it comes from", [Text("\n\n".join(record["series"])), Text(
             f"Source SHA-256 {record['source_sha256']}.\n\nSettings and versions stand in provenance.json.")])],
         summary=[keys], versions=record["versions"])
 
