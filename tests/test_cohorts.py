@@ -21,9 +21,9 @@ SHIPPED = sorted((ROOT / "config").glob("*.yaml"))
 GROUPS = ["CN", "AD", "MCI"]
 
 
-def simulate(config: Path) -> Result:
-    "Run `explainable-mri simulate`, which checks the cohort of a configuration."
-    return CliRunner().invoke(main, ["simulate", str(config)])
+def check(config: Path) -> Result:
+    "Run `explainable-mri check`, which checks the cohort of a configuration."
+    return CliRunner().invoke(main, ["check", str(config)])
 
 
 def write_map(path: Path, seed: int, grid: str = "mni_3mm", empty: bool = False) -> None:
@@ -149,14 +149,14 @@ def test_a_mistake_is_explained(source, change, words, layouts, tmp_path, monkey
 def test_the_command_reports_one_message_and_fails(layouts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder/mwp1ADNI_002_S_99_MR.nii.gz").write_bytes(b"no scan")
-    result = simulate(write_config(tmp_path, "folder", layouts["folder"]))
+    result = check(write_config(tmp_path, "folder", layouts["folder"]))
     assert result.exit_code == 1 and not result.stdout and result.stderr.startswith("Error: ")
     assert "1 of 7 files have no row" in result.stderr and "subject '99'" in result.stderr
 
 
 def test_the_command_shows_the_people_and_the_notes(layouts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = simulate(write_config(tmp_path, "joined", layouts["joined"]))
+    result = check(write_config(tmp_path, "joined", layouts["joined"]))
     assert result.exit_code == 0, result.stderr
     assert "One-way ANOVA" in result.stdout and "Note: here: 2 scans of other groups left out" in result.stdout
 
