@@ -58,7 +58,7 @@ class CacheConfig(_Section):
 class SplitConfig(_Section):
     "How scans are divided into training, validation and test part."
 
-    name: str = Field("stratified", description="way to split, such as stratified, repeated, nested, single, leave_one_cohort_out")
+    name: str = Field("stratified", description="way to split, such as stratified, repeated, nested, holdout, leave_one_cohort_out")
     params: dict[str, Any] = Field(default_factory=dict, description="what this way takes, such as folds and validation_fraction")
 
 # %% ../nbs/06_config.ipynb #b7ce9b7a

@@ -6,7 +6,7 @@
 __all__ = ['Task', 'Classification', 'Regression', 'predictions', 'prediction_columns', 'prediction_table', 'output_index',
            'predicted_labels']
 
-# %% ../nbs/05_tasks.ipynb #046b12f4
+# %% ../nbs/05_tasks.ipynb #7ed4bf9d
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from .errors import ConfigError, suggest
 
-# %% ../nbs/05_tasks.ipynb #6b7b6598
+# %% ../nbs/05_tasks.ipynb #ab456793
 class Classification(BaseModel):
     "Tell two or more classes apart; the first is the reference, whose scans are the controls."
 
@@ -65,7 +65,7 @@ class Classification(BaseModel):
             raise ConfigError(f"Group '{unknown[0]}' belongs to no class. {suggest(unknown[0], index)}")
         return table.group.map(index).to_numpy(np.int64)
 
-# %% ../nbs/05_tasks.ipynb #edc71736
+# %% ../nbs/05_tasks.ipynb #3aa638a7
 class Regression(BaseModel):
     "Estimate a number, such as age in years or the MMSE's score."
 
@@ -113,7 +113,7 @@ def _kind(task: Any) -> str | None:
 
 Task = Annotated[Annotated[Classification, Tag("classification")] | Annotated[Regression, Tag("regression")], Discriminator(_kind)]
 
-# %% ../nbs/05_tasks.ipynb #441bd96e
+# %% ../nbs/05_tasks.ipynb #124cb51d
 def predictions(
     task: Classification | Regression,  # what the outputs mean
     outputs: Any,                       # outputs of the network (N, outputs), a float tensor
@@ -141,7 +141,7 @@ def prediction_table(
     columns = prediction_columns(task)
     return pd.DataFrame(values[:, -len(columns):], columns=columns, index=index)
 
-# %% ../nbs/05_tasks.ipynb #30b064a4
+# %% ../nbs/05_tasks.ipynb #3ef1d5d5
 def output_index(
     task: Classification | Regression,  # what the outputs mean
     target: str | int | None,           # name or number of an output; None: the predicted one
@@ -164,8 +164,8 @@ def output_index(
 def predicted_labels(
     task: Classification,    # the classes
     table: pd.DataFrame,     # with the columns of `prediction_columns`
-) -> list[str]:              # the most probable class of each scan; at one half each, the second
+) -> list[str]:              # the most probable class of each scan; of two at one half each, the first
     "The name of the class that each prediction calls."
     columns = table[prediction_columns(task)].to_numpy(dtype=float)
-    chosen = (columns[:, 0] >= 0.5).astype(int) if columns.shape[1] == 1 else columns.argmax(axis=1)
+    chosen = (columns[:, 0] > 0.5).astype(int) if columns.shape[1] == 1 else columns.argmax(axis=1)
     return [task.outputs[number] for number in chosen]

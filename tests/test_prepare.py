@@ -20,12 +20,13 @@ from filelock import FileLock
 
 from explainable_mri.data.atlases import load_brain_mask, load_template
 from explainable_mri.data.cohorts import read_cohort
-from explainable_mri.preprocessing.dicom import (DicomError, choose_series, convert_series, find_series, simulate_raw_scan,
-                                        unpack, write_dicom)
-from explainable_mri.preprocessing.pipeline import Recipe, preprocess
 from explainable_mri.data.volumes import VolumeError, get_grid, load_volume
 from explainable_mri.preprocessing import study as module
-from explainable_mri.preprocessing.study import PrepareError, find_scans, prepare, read_scan
+from explainable_mri.preprocessing.dicom import DicomError, choose_series, convert_series, find_series, unpack
+from explainable_mri.preprocessing.pipeline import Recipe, preprocess
+from explainable_mri.preprocessing.scans import PrepareError, find_scans, read_scan
+from explainable_mri.preprocessing.simulation import simulate_raw_scan, write_dicom
+from explainable_mri.preprocessing.study import prepare
 
 GRID = get_grid("mni_3mm")
 LESION = (-40, -30, 20, 14)
@@ -39,7 +40,7 @@ BLOCK = nib.Nifti1Image(np.random.default_rng(0).integers(0, 1000, (40, 30, 28))
 
 
 def identify() -> dict[str, object]:
-    "Every attribute of the person, the examination and the request that may hold text, and one in a sequence, marked."
+    "Every attribute of the person, the study and the request that may hold text, and one in a sequence, marked."
     import pydicom
     marked = {entry[4]: [MARK] if entry[1] != "1" else MARK for tag, entry in pydicom.datadict.DicomDictionary.items()
               if entry[0] in {"PN", "LO", "LT", "SH", "ST", "UT", "UC", "AE"} and not entry[3]
@@ -338,7 +339,7 @@ HARMFUL = {
         folder, lambda each, _: setattr(each, "ImagesInAcquisition", 43)),
     "differ in the name and date of birth": lambda folder: write_dicom(
         BLOCK, folder, **{**PERSON, "PatientName": "Byron^Ada", "PatientBirthDate": "18160101", "SeriesNumber": 2}),
-    "more than one examination": lambda folder: write_dicom(BLOCK, folder, SeriesNumber=2, PatientID="another"),
+    "more than one study": lambda folder: write_dicom(BLOCK, folder, SeriesNumber=2, PatientID="another"),
     "damaged or of an unknown kind": lambda folder: edit(folder, lambda each, _: delattr(each, "PixelData"))}
 
 
@@ -415,7 +416,7 @@ def test_same_numbers_do_not_make_one_person(tmp_path):
         find_scans(tmp_path)
 
 
-def test_copies_and_doubts_are_flagged(study, tmp_path):
+def test_copies_and_warnings_are_flagged(study, tmp_path):
     source, out = tmp_path / "study", tmp_path / "out"
     source.mkdir()
     shutil.copytree(study[1] / "bare", out / "bare")

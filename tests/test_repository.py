@@ -34,11 +34,12 @@ LAYERS = {
     "models": EXPERIMENT | {"data.axes", "data.volumes"},
     "training": EXPERIMENT | {"models"},
     "analysis": EXPERIMENT | {"data"},
-    "inference": EXPERIMENT | {"data", "models", "training", "explainers", "analysis"},
-    "report": EXPERIMENT | {"data", "analysis", "inference"},
+    "inference": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "report.figures"},
+    "evaluation": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "inference"},
+    "report": EXPERIMENT | {"data", "analysis", "evaluation", "inference"},
     "preprocessing": EXPERIMENT | {"data", "report"},
-    "experiments": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "inference", "report"},
-    "cli": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "inference", "report", "preprocessing", "experiments"},
+    "experiments": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "evaluation", "inference", "report"},
+    "cli": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "evaluation", "inference", "report", "preprocessing", "experiments"},
 }
 
 

@@ -4,23 +4,31 @@
 
 # %% auto #0
 __all__ = ['PATTERN', 'GROUPS', 'DICTIONARY', 'Group', 'Person', 'draw_person', 'SmoothField', 'Scan', 'Simulator',
-           'PhantomError', 'simulate_cohort']
+           'PhantomError', 'simulate_cohort', 'phantom_cohort']
 
 # %% ../../nbs/17_phantom.ipynb #d62f8b25
+import hashlib
 import itertools
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from scipy import ndimage
 from tqdm.auto import tqdm
 
 from .atlases import load_atlas, load_brain_mask, load_template
+from .cohorts import Cohort, CohortError, InclusionCriteria, make_cohort
+from .tables import read_table
 from .volumes import Grid, get_grid, save_volume
+from ..errors import ExplainableMRIError, suggest
+from ..files import read_json, replacing, write_json
+from ..registry import COHORTS
 
 # %% ../../nbs/17_phantom.ipynb #0c8e7cee
 PATTERN = {
@@ -189,7 +197,7 @@ class Simulator:
         return template, weights[labels], variation
 
 # %% ../../nbs/17_phantom.ipynb #e0fa70e6
-class PhantomError(ValueError):
+class PhantomError(ExplainableMRIError, ValueError):
     "A simulation that cannot be done as asked."
 
 
@@ -215,13 +223,6 @@ def _visits(scans: int, seed: int, repeat_fraction: float, atrophy: float) -> li
     return list(itertools.islice(visits, scans))
 
 # %% ../../nbs/17_phantom.ipynb #6aaa4e80
-def _write_text(path: Path, text: str) -> None:
-    "Write a text file under a temporary name, then rename it."
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def _write_scan(folder: Path, simulator: Simulator, person: Person, session: int) -> dict[str, Any]:
     "Write a scan unless it is there, and return its row of the table."
     subject, visit = f"sub-{person.number:04}", f"ses-{session}"
@@ -229,33 +230,73 @@ def _write_scan(folder: Path, simulator: Simulator, person: Person, session: int
     done = folder / f"{stem}.json"
     paths = {"path": f"{stem}_label-GM_probseg.nii.gz", "truth": f"{stem}_desc-atrophy_map.nii.gz"}
     if done.is_file() and all((folder / path).is_file() for path in paths.values()):
-        return json.loads(done.read_text(encoding="utf-8"))
-    done.parent.mkdir(parents=True, exist_ok=True)
+        return read_json(done)
     scan = simulator.scan(person, session)
     save_volume(scan.volume, folder / paths["path"], simulator.grid)
     save_volume(scan.atrophy, folder / paths["truth"], simulator.grid)
     row = {"path": paths["path"], "subject": subject, "session": visit, "group": person.group, "age": person.age_at(session),
            "sex": person.sex, "tiv": person.tiv, "field_strength": person.field_strength, "truth": paths["truth"],
            "hippocampus_volume": round(scan.hippocampus_volume, 4)}
-    _write_text(done, json.dumps(row, indent=2))
+    write_json(row, done)
     return row
 
+# %% ../../nbs/17_phantom.ipynb #c6b2cb44
+def _sign(folder: Path, names: Iterable[str]) -> dict[str, list]:
+    "Size, time and digest of files, by their names below the folder."
+    stats = {name: (folder / name).stat() for name in names}
+    return {name: [stat.st_size, stat.st_mtime_ns, _digest(folder / name)] for name, stat in stats.items()}
+
+
+def _digest(path: Path) -> str:
+    "A digest of a file's content."
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _changed(folder: Path, signed: dict[str, list]) -> list[str]:
+    "The files that are missing, or not as they were signed."
+    def same(name: str, size: int, time: int, digest: str) -> bool:
+        path = folder / name
+        if not path.is_file() or (stat := path.stat()).st_size != size:
+            return False
+        return stat.st_mtime_ns == time or _digest(path) == digest
+
+    return [name for name, entry in signed.items() if not same(name, *entry)]
+
 # %% ../../nbs/17_phantom.ipynb #bbe2de5d
-def _claim(folder: Path, parameters: dict[str, Any]) -> None:
-    "Record what is simulated in `folder`; raises `PhantomError` when it holds something else."
+def _require_same(folder: Path, parameters: dict[str, Any]) -> None:
+    "Raise `PhantomError` when the folder holds another simulation."
     record = folder / "phantom.json"
-    parameters = json.loads(json.dumps(parameters))
-    if record.is_file():
-        old = json.loads(record.read_text(encoding="utf-8"))
-        if changed := [key for key in parameters if old.get(key) != parameters[key]]:
-            raise PhantomError(
-                f"{folder} holds a cohort simulated with "
-                + ", ".join(f"{key} {old.get(key)} (not {parameters[key]})" for key in changed)
-                + ". Choose another folder, or delete this one.")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_text(record, json.dumps(parameters, indent=2))
+    old = read_json(record) if record.is_file() else parameters
+    if changed := [key for key in parameters if old.get(key) != parameters[key]]:
+        raise PhantomError(
+            f"{folder} holds a cohort simulated with "
+            + ", ".join(f"{key} {old.get(key)} (not {parameters[key]})" for key in changed)
+            + ". Choose another folder, or delete this one.")
 
 
+def _is_complete(folder: Path, scans: int) -> bool:
+    "Tell whether the folder holds as many scans, all as they were written."
+    path = folder / "manifest.json"
+    manifest = read_json(path) if path.is_file() else {"scans": 0}
+    return manifest["scans"] >= scans and not _changed(folder, manifest["files"])
+
+
+def _simulate(folder: Path, simulator: Simulator, visits: list[tuple[Person, int]], parameters: dict[str, Any]) -> None:
+    "Write what is missing of a cohort; the manifest comes last."
+    write_json(parameters, folder / "phantom.json")
+    signed = read_json(folder / "manifest.json")["files"] if (folder / "manifest.json").is_file() else {}
+    if changed := [name for name in _changed(folder, signed) if (folder / name).is_file() and name.endswith((".gz", ".json"))
+                   and name.startswith("sub-")]:
+        raise PhantomError(f"{folder / changed[0]} is not what was simulated: it has been changed since. Delete it, and it is made anew.")
+    visits = tqdm(visits, desc="simulating scans", unit="scan", delay=2)
+    rows = [_write_scan(folder, simulator, person, session) for person, session in visits]
+    write_json(DICTIONARY, folder / "participants.json")
+    with replacing(folder / "participants.tsv") as partial:
+        pd.DataFrame(rows)[list(DICTIONARY)].to_csv(partial, sep="\t", index=False, lineterminator="\n")
+    scans = (name for row in rows for name in (row["path"], row["truth"], row["path"].replace("_label-GM_probseg.nii.gz", ".json")))
+    write_json({"scans": len(rows), "files": _sign(folder, ["participants.tsv", *scans])}, folder / "manifest.json")
+
+# %% ../../nbs/17_phantom.ipynb #7601842a
 def simulate_cohort(
     folder: str | os.PathLike,      # folder to write to, made if needed
     scans: int = 120,               # number of scans
@@ -266,18 +307,47 @@ def simulate_cohort(
     displacement: float = 0.5,      # standard deviation of the anatomical displacement, in mm
     variation: float = 0.035,       # standard deviation of the smooth local variation, relative
     noise: float = 0.02,            # standard deviation of the noise
-) -> Path:                          # path of `participants.tsv`
+) -> Path:                          # path of `participants.tsv`, which has at least as many rows as `scans`
     "Simulate a cohort, or complete it; raises `PhantomError` when `folder` holds another simulation."
     if scans < 1 or not 0 <= repeat_fraction <= 1:
         raise PhantomError(f"Expected scans of 1 or more and a repeat_fraction from 0 to 1, got {scans} and {repeat_fraction}.")
-    folder, grid = Path(folder), get_grid(grid) if isinstance(grid, str) else grid
+    folder, grid = Path(folder).expanduser(), get_grid(grid)
     model = {"displacement": displacement, "variation": variation, "noise": noise}
-    _claim(folder, {"grid": grid.name, "seed": seed, "repeat_fraction": repeat_fraction, "atrophy": atrophy, **model,
-                    "pattern": PATTERN, "groups": {name: asdict(group) for name, group in GROUPS.items()}})
-    simulator = Simulator(grid, seed, **model)
-    visits = tqdm(_visits(scans, seed, repeat_fraction, atrophy), desc="simulating scans", unit="scan")
-    table = pd.DataFrame([_write_scan(folder, simulator, person, session) for person, session in visits])
-    _write_text(folder / "participants.json", json.dumps(DICTIONARY, indent=2))
-    path = folder / "participants.tsv"
-    _write_text(path, table[list(DICTIONARY)].to_csv(sep="\t", index=False, lineterminator="\n"))
-    return path
+    parameters = {"grid": grid.name, "seed": seed, "repeat_fraction": repeat_fraction, "atrophy": atrophy, **model,
+                  "pattern": PATTERN, "groups": {name: asdict(group) for name, group in GROUPS.items()}}
+    parameters = json.loads(json.dumps(parameters))
+    _require_same(folder, parameters)
+    if _is_complete(folder, scans):
+        return folder / "participants.tsv"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            _require_same(folder, parameters)
+            if not _is_complete(folder, scans):
+                _simulate(folder, Simulator(grid, seed, **model), _visits(scans, seed, repeat_fraction, atrophy), parameters)
+    except OSError as error:
+        raise PhantomError(f"The simulated cohort cannot be written to {folder}: {error.strerror or error}. Make room or get permission to "
+                           "write there, or choose another folder.") from None
+    return folder / "participants.tsv"
+
+# %% ../../nbs/17_phantom.ipynb #e9910afc
+@COHORTS.register("phantom")
+def phantom_cohort(
+    grid: Grid,                                  # the experiment's grid
+    groups: list[str],                           # the experiment's groups, among those simulated
+    covariates: list[str],                       # the experiment's covariates
+    folder: str | os.PathLike = "data/phantom",  # where the cohort is kept; what is there is reused
+    scans: int = 120,                            # number of scans
+    seed: int = 0,                               # seed of the simulation
+    atrophy: float = 1.0,                        # factor on the degree of atrophy; 0 makes all healthy
+) -> Cohort:                                     # the scans of these groups; `truth` is the path of the atrophy map
+    "The simulated cohort, written on first use; see `simulate_cohort`."
+    path = simulate_cohort(folder, scans=scans, grid=grid, seed=seed, atrophy=atrophy)
+    table = read_table(path).head(scans)
+    simulated = list(table["group"].unique())
+    if unknown := [group for group in groups if group not in simulated]:
+        raise CohortError(str(path), [f"There is no scan of group '{group}'. {suggest(group, simulated)}" for group in unknown])
+    others = InclusionCriteria(ignore_groups=[group for group in simulated if group not in groups])
+    cohort = make_cohort(table, grid, groups, covariates, path.parent, str(path), others, files_checked=True)
+    cohort.table["truth"] = [str((path.parent / truth).absolute()) for truth in cohort.table["truth"]]
+    return cohort

@@ -22,10 +22,11 @@ from nibabel.volumeutils import apply_read_scaling
 from nilearn.image import resample_img
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from ..errors import ExplainableMRIError
 from ..files import replacing
 
-# %% ../../nbs/10_volumes.ipynb #41eabf1c
-class VolumeError(ValueError):
+# %% ../../nbs/10_volumes.ipynb #2dad1e00
+class VolumeError(ExplainableMRIError, ValueError):
     "A file or array that cannot be used as a volume on a grid."
 
 
@@ -37,8 +38,8 @@ def _check_header(image: SpatialImage, name: str) -> None:
         raise VolumeError(f"{name}: expected a number in each voxel, found {kind}, as in coloured or complex images. "
                           "Save one channel of it as a file of its own.")
     if image.affine is None or not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-        raise VolumeError(f"{name}: the affine in the header (sform or qform) is no position in space:\n"
-                          f"{_rows(image.affine)}\n  Convert the file from its source again.")
+        raise VolumeError(f"{name}: the affine in the header (sform or qform) is no position in space. Convert the file from its "
+                          f"source again.\n{_rows(image.affine)}")
     if isinstance(image, nib.Nifti1Pair):
         _check_forms(image, name)
 
@@ -60,7 +61,10 @@ def _rows(affine: np.ndarray) -> str:
     "A matrix as indented lines."
     return "\n".join("    " + " ".join(f"{value:9.3f}" for value in row) for row in np.atleast_2d(affine))
 
-# %% ../../nbs/10_volumes.ipynb #86f546d2
+# %% ../../nbs/10_volumes.ipynb #ed1aea58
+_PACKED = (".gz", ".mgz")
+
+
 def _geometry(image: SpatialImage) -> tuple[tuple[int, ...], np.ndarray]:
     "Shape and affine that the image has once its axes are in RAS+ order."
     orientation = nib.io_orientation(image.affine)
@@ -79,7 +83,20 @@ def _open(path: Path) -> SpatialImage:
     if not isinstance(image, (nib.Nifti1Pair, nib.MGHImage)):
         raise VolumeError(f"{path}: expected a NIfTI file, found {type(image).__name__}.")
     _check_header(image, str(path))
+    if (size := _announced(image)) > (room := _room(image, path)):
+        raise VolumeError(f"{path}: the file is damaged or cut short ({size} bytes announced, where the file can hold {room}). "
+                          "Copy or convert it again.")
     return image
+
+
+def _announced(image: SpatialImage) -> int:
+    "The bytes of a file, unpacked, that its header speaks of."
+    return image.dataobj.offset + math.prod(image.dataobj.shape) * image.dataobj.dtype.itemsize
+
+
+def _room(image: SpatialImage, path: Path) -> int:
+    "The most bytes that a file can hold, unpacked."
+    return Path(image.file_map["image"].filename).stat().st_size * (1032 if path.name.endswith(_PACKED) else 1)
 
 # %% ../../nbs/10_volumes.ipynb #f476bf2d
 @dataclass(frozen=True)
@@ -136,7 +153,7 @@ class Grid:
         shape, affine = _geometry(image)
         return cls(name or (source.name if source else "own grid"), shape, affine, tuple(slice(0, size) for size in shape))
 
-# %% ../../nbs/10_volumes.ipynb #23b9054a
+# %% ../../nbs/10_volumes.ipynb #b96ea68d
 def _as_image(image: Any) -> tuple[SpatialImage, Path | None]:
     "An image of nibabel with a checked header, and the file that it comes from."
     if isinstance(image, (str, os.PathLike)):
@@ -180,7 +197,7 @@ def get_grid(
         raise VolumeError(f"There is no grid named '{name}'. Choose from: {', '.join(GRIDS)}.")
     return GRIDS[name]
 
-# %% ../../nbs/10_volumes.ipynb #336dbca8
+# %% ../../nbs/10_volumes.ipynb #9985e3ec
 @dataclass(frozen=True, eq=False)
 class Volume(NDArrayOperatorsMixin):
     "A scan or map: voxels, the grid they lie on, and the file they come from."
@@ -299,8 +316,7 @@ def _require_grid(image: SpatialImage, name: str, grid: Grid) -> bool:
         + ", or resample the scan (resample=True).")
 
 # %% ../../nbs/10_volumes.ipynb #f57385c0
-_MOST_PACKED = 1032    # bytes that a byte of a gzip file can stand for
-_SPARE = 2**16         # bytes that may follow the voxels
+_SPARE = 2**16  # bytes that may follow the voxels
 
 
 def _voxels(image: SpatialImage, path: Path | None) -> np.ndarray:
@@ -308,14 +324,10 @@ def _voxels(image: SpatialImage, path: Path | None) -> np.ndarray:
     proxy = image.dataobj
     if path is None or not nib.is_proxy(proxy):
         return np.asarray(proxy).astype(np.float32, copy=False)
-    size = proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize
-    packed = path.name.endswith((".gz", ".mgz"))
-    file = Path(image.file_map["image"].filename)
-    if size > (room := file.stat().st_size * (_MOST_PACKED if packed else 1)):
-        raise EOFError(f"{size} bytes announced, where the file can hold {room}")
-    if not packed:
+    if not path.name.endswith(_PACKED):
         return image.get_fdata(dtype=np.float32, caching="unchanged")
-    values = np.ndarray(proxy.shape, proxy.dtype, _unpack(file.read_bytes(), size), proxy.offset, order="F")
+    content = _unpack(Path(image.file_map["image"].filename).read_bytes(), _announced(image))
+    values = np.ndarray(proxy.shape, proxy.dtype, content, proxy.offset, order="F")
     return apply_read_scaling(values, proxy.slope, proxy.inter).astype(np.float32, copy=False)
 
 
@@ -334,7 +346,7 @@ def _unpack(packed: bytes, size: int) -> bytes:
         raise EOFError(f"{len(content)} bytes where the header announces {size}")
     return content
 
-# %% ../../nbs/10_volumes.ipynb #4f4b0b7c
+# %% ../../nbs/10_volumes.ipynb #fab31523
 def _clean(values: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     "Values without NaN as a background, and a note; raises `VolumeError` for other values that are no numbers."
     finite = np.isfinite(values)
@@ -348,7 +360,7 @@ def _clean(values: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     raise VolumeError(f"{name}: {np.count_nonzero(~finite)} of {values.size} voxels are NaN or infinite, and not as a background "
                       "(NaN at the eight corners). Find out what failed there, or set them to 0 before use.")
 
-# %% ../../nbs/10_volumes.ipynb #634657c5
+# %% ../../nbs/10_volumes.ipynb #cf824376
 def load_map(
     image: Any,               # path of a NIfTI file in any orientation, or an image of nibabel, nilearn or TorchIO
     grid: Grid | str | None = None,  # the grid to have it on, or its name; None: the image's own, all of it

@@ -158,7 +158,8 @@ def plot_regions(
 _CURVES = {
     "loss": {"training_loss": ("training", "#0072B2", "-"), "validation_loss": ("validation", "#D55E00", "--")},
     "validation": {"validation_auc": ("AUC", "#009E73", "-"),
-                   "validation_balanced_accuracy": ("balanced accuracy", "#CC79A7", "--")},
+                   "validation_balanced_accuracy": ("balanced accuracy", "#CC79A7", "--"),
+                   "validation_mae": ("mean absolute error", "#0072B2", "-")},
 }
 
 
