@@ -35,6 +35,7 @@ setup(
         *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
     ],
     packages=find_packages(include=["explainable_mri", "explainable_mri.*"]),
+    package_data={"explainable_mri": ["__init__.pyi"]},
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
     extras_require={"notebook": notebook, "preprocess": preprocess,

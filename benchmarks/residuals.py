@@ -35,7 +35,7 @@ def simulate(folder: Path) -> dict:
     from nilearn.datasets import load_mni152_gm_template
     from nilearn.image import resample_img
 
-    from explainable_mri.data.residuals import _release
+    from explainable_mri.data.streams import release
     from explainable_mri.data.volumes import get_grid
 
     grid, rng = get_grid(GRID), np.random.default_rng(0)
@@ -51,7 +51,7 @@ def simulate(folder: Path) -> dict:
         thickness = 1 - 0.006 * (scan.age - 75) + 0.0002 * (scan.tiv - 1420) + 0.02 * (scan.sex == "F")
         maps[row][brain] = template[brain] * (thickness + 0.2 * rng.standard_normal(brain.sum(), np.float32))
         largest = max(largest, float(np.abs(maps[row]).max()))
-        _release(maps)
+        release(maps)
     return {"voxels": brain.size, "brain": int(brain.sum()), "largest": largest}
 
 
@@ -82,7 +82,8 @@ def ours_in_memory(folder: Path) -> dict:
 
 def ours(folder: Path, cold: bool = False) -> dict:
     "The same from one file to another."
-    from explainable_mri.data.residuals import ResidualModel, write_maps
+    from explainable_mri.data.residuals import ResidualModel
+    from explainable_mri.data.streams import write_maps
 
     table = pd.read_csv(folder / "covariates.csv")
     (folder / "residuals.npy").unlink(missing_ok=True)
@@ -99,7 +100,8 @@ def ours(folder: Path, cold: bool = False) -> dict:
 
 def ours_nifti(folder: Path, scans: list[str]) -> dict:
     "The same from compressed NIfTI files, read one after the other."
-    from explainable_mri.data.residuals import ResidualModel, write_maps
+    from explainable_mri.data.residuals import ResidualModel
+    from explainable_mri.data.streams import write_maps
     from explainable_mri.data.volumes import get_grid, load_volume
 
     bring_up_memory(2)

@@ -12,17 +12,18 @@ from click.testing import CliRunner, Result
 from explainable_mri.cli import main
 from explainable_mri.config import load_config, make_config
 from explainable_mri.data.volumes import get_grid
-from explainable_mri.experiments.train import prepare_cohort, train_fold
-from explainable_mri.training.trainer import load_trained
+from explainable_mri.experiments.folder import load_cohort
+from explainable_mri.experiments.train import train_fold
+from explainable_mri.training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "config").glob("*.yaml"))
 GROUPS = ["CN", "AD", "MCI"]
 
 
-def simulate(config: Path) -> Result:
-    "Run `explainable-mri simulate`, which checks the cohort of a configuration."
-    return CliRunner().invoke(main, ["simulate", str(config)])
+def check(config: Path) -> Result:
+    "Run `explainable-mri check`, which checks the cohort of a configuration."
+    return CliRunner().invoke(main, ["check", str(config)])
 
 
 def write_map(path: Path, seed: int, grid: str = "mni_3mm", empty: bool = False) -> None:
@@ -88,13 +89,13 @@ def test_shipped_configurations_load(path):
 def test_shipped_configurations_say_what_is_missing(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"1 problem\.\n  There is no such (file|folder)"):
-        prepare_cohort(load_config(ROOT / "config" / f"{name}.yaml"))
+        load_cohort(load_config(ROOT / "config" / f"{name}.yaml"))
 
 
 @pytest.mark.parametrize("source", ["table", "folder", "bids", "caps", "joined"])
 def test_every_layout_becomes_the_same_cohort(source, layouts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    table = prepare_cohort(load_config(write_config(tmp_path, source, layouts[source]))).table
+    table = load_cohort(load_config(write_config(tmp_path, source, layouts[source]))).table
     assert sorted(table.age) == people(6).age.tolist()
     for row in table.itertuples():
         expected = people(6).set_index("subject").loc[row.subject[-2:]]
@@ -141,21 +142,21 @@ BAD = [
 def test_a_mistake_is_explained(source, change, words, layouts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError) as error:
-        prepare_cohort(load_config(write_config(tmp_path, source, {**layouts.get(source, {}), **change})))
+        load_cohort(load_config(write_config(tmp_path, source, {**layouts.get(source, {}), **change})))
     assert words in str(error.value)
 
 
 def test_the_command_reports_one_message_and_fails(layouts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder/mwp1ADNI_002_S_99_MR.nii.gz").write_bytes(b"no scan")
-    result = simulate(write_config(tmp_path, "folder", layouts["folder"]))
+    result = check(write_config(tmp_path, "folder", layouts["folder"]))
     assert result.exit_code == 1 and not result.stdout and result.stderr.startswith("Error: ")
     assert "1 of 7 files have no row" in result.stderr and "subject '99'" in result.stderr
 
 
 def test_the_command_shows_the_people_and_the_notes(layouts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = simulate(write_config(tmp_path, "joined", layouts["joined"]))
+    result = check(write_config(tmp_path, "joined", layouts["joined"]))
     assert result.exit_code == 0, result.stderr
     assert "One-way ANOVA" in result.stdout and "Note: here: 2 scans of other groups left out" in result.stdout
 
@@ -166,7 +167,7 @@ def test_a_copied_scan_is_caught(layouts, tmp_path, monkeypatch):
     scans[5].write_bytes(scans[1].read_bytes())
     config = load_config(write_config(tmp_path, "folder", layouts["folder"]))
     with pytest.raises(ValueError, match=r"S_05_MR.nii.gz \(05\): a duplicate, its file is a copy of that of .*S_01_MR"):
-        prepare_cohort(config)
+        load_cohort(config)
 
 
 def test_gaps_are_filled_from_the_training_controls_alone(tmp_path):
@@ -180,13 +181,13 @@ def test_gaps_are_filled_from_the_training_controls_alone(tmp_path):
         "name": "gaps", "results": str(tmp_path / "results"), "covariates": ["age", "sex"], "split": {"params": {"folds": 2}},
         "training": {"epochs": 1, "monitor": "validation_loss"},
         "cohort": {"name": "table", "params": {"path": str(tmp_path / "scans.csv"), "missing": "impute"}}})
-    cohort = prepare_cohort(config)
+    cohort = load_cohort(config)
     assert cohort.notes == ("age is missing in 2 scans (03, 04); each fold takes the mean of its training controls instead "
                             "(missing: impute).",)
     folder = train_fold(config, 1)
     split = pd.read_csv(folder / "split.csv", dtype={"subject": str})
     controls = split[(split.part == "train") & (split.group == "CN")].subject
-    state = load_trained(folder / "best.ckpt").extras["residuals"]
+    state = load_checkpoint(folder / "best.ckpt").extra["residuals"]
     ages = table.set_index("subject").age
     np.testing.assert_allclose(state["encoding"]["age"][0], ages[controls].mean())
     assert ages[controls].mean() != ages.mean()
@@ -223,7 +224,7 @@ def test_the_groups_three_cohorts_join_as_shipped(tmp_path, monkeypatch):
     }
     for name, (sheet, columns) in sheets.items():
         pd.DataFrame(columns).to_excel(tmp_path / "data" / name, sheet_name=sheet, index=False)
-    cohort = prepare_cohort(load_config(ROOT / "config" / "joined.yaml"))
+    cohort = load_cohort(load_config(ROOT / "config" / "joined.yaml"))
     found = {row.subject: (row.cohort, row.group, row.sex, row.age, row.tiv, row.field_strength) for row in cohort.table.itertuples()}
     assert found == {
         "adni2_0729": ("adni2", "AD", "F", 70.1, 1400.5, 3), "adni2_0295": ("adni2", "CN", "M", 80.2, 1500.5, 3),

@@ -34,13 +34,13 @@ def test_batches_on_the_device_are_those_of_the_loader(tmp_path, grid, monkeypat
     loader = train(tmp_path / "loader", grid)
     workers = train(tmp_path / "workers", grid, workers=2)
     calls = []
-    batch = trainer.Classifier.on_after_batch_transfer
+    batch = trainer.NetworkTraining.on_after_batch_transfer
 
     def counted(module, *args):
         calls.append(module.augmentation is not None and module.trainer.training)
         return batch(module, *args)
 
-    monkeypatch.setattr(trainer.Classifier, "on_after_batch_transfer", counted)
+    monkeypatch.setattr(trainer.NetworkTraining, "on_after_batch_transfer", counted)
     monkeypatch.setattr(trainer, "_augments_on", lambda device, dataset: True)
     device = train(tmp_path / "device", grid)
     assert calls.count(True) == 12 and calls.count(False) == 6, "4 training batches are varied in an epoch, 2 of validation are not"

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torchio as tio
 
+from explainable_mri.data.cache import load_volumes
 from explainable_mri.data.volumes import (
     GRIDS, Grid, Volume, VolumeError, check_volume, find_grid, get_grid, load_map, load_volume, save_volume)
 
@@ -197,3 +199,20 @@ def test_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.nii")
     with pytest.raises(VolumeError, match="this is not a file"):
         load_volume(tmp_path / "pipe.nii", GRID)
+
+
+def test_cut_file_is_seen_at_the_check(path, volume, tmp_path):
+    "Failed before, where the file is not compressed: the header alone was looked at."
+    plain = volume.save(tmp_path / "plain.nii")
+    plain.write_bytes(plain.read_bytes()[:20_000])
+    with pytest.raises(VolumeError, match="plain.nii: the file is damaged or cut short"):
+        check_volume(plain, GRID)
+
+
+def test_note_on_a_background_of_nan_is_logged_while_a_cohort_is_read(volume, tmp_path, caplog):
+    values = GRID.pad(volume.array)
+    values[:3] = values[-3:] = np.nan
+    for name in "ab":
+        nib.save(nib.Nifti1Image(values, GRID.affine), tmp_path / f"{name}.nii")
+    load_volumes(pd.DataFrame({"path": [str(tmp_path / f"{name}.nii") for name in "ab"]}), GRID)
+    assert "are read as 0. So it is with 1 other scans" in caplog.text

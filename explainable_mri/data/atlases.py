@@ -19,7 +19,7 @@ from nilearn.datasets import (load_mni152_brain_mask, load_mni152_gm_template, l
 from nilearn.image import resample_img
 from scipy import ndimage
 
-from ..errors import suggest
+from ..errors import ExplainableMRIError, suggest
 from .volumes import Grid
 
 # %% ../../nbs/12_atlases.ipynb #fbc777df
@@ -76,7 +76,7 @@ def load_brain_mask(
     return _frozen(_area_mean(load_mni152_brain_mask(resolution=1), grid) >= 0.5)
 
 # %% ../../nbs/12_atlases.ipynb #32f32b07
-class AtlasError(ValueError):
+class AtlasError(ExplainableMRIError, ValueError):
     "An atlas or region that does not exist."
 
 

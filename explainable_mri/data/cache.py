@@ -22,33 +22,38 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..config import CacheConfig
-from .residuals import ResidualModel, map_ahead, write_maps
-from .volumes import Grid, VolumeError, load_volume
+from .residuals import ResidualModel
+from .streams import map_ahead, write_maps
+from .volumes import Grid, Volume, VolumeError, load_volume
+from ..errors import ExplainableMRIError
 from ..files import read_json, write_json
 
 # %% ../../nbs/22_cache.ipynb #75a7ceec
 def _read(paths: Iterable[str], count: int, grid: Grid, threads: int) -> Iterator[np.ndarray]:
     "Yield the map of each path, in order; raises `VolumeError` at the end that lists every scan that cannot be read."
 
-    def read(path: str) -> np.ndarray | VolumeError:
+    def read(path: str) -> Volume | VolumeError:
         try:
-            return load_volume(path, grid).array
+            return load_volume(path, grid)
         except VolumeError as error:
             return error
 
-    problems = []
+    problems, noted = [], []
     with tqdm(total=count, desc="Reading scans", unit="scan", delay=2) as progress:
         for result in map_ahead(read, paths, threads):
             progress.update()
             if isinstance(result, VolumeError):
                 problems.append(str(result))
             elif not problems:
-                yield result
+                noted += [f"{result.source}: {note}" for note in result.notes]
+                yield result.array
+    if noted:
+        _log.warning("%s", noted[0] + (f" So it is with {len(noted) - 1} other scans." if len(noted) > 1 else ""))
     if problems:
         raise VolumeError(f"{len(problems)} of {count} scans cannot be read:\n" + "\n".join(problems))
 
 # %% ../../nbs/22_cache.ipynb #8541911d
-class CacheError(ValueError):
+class CacheError(ExplainableMRIError, ValueError):
     "Maps that can be kept neither in memory nor in the cache."
 
 

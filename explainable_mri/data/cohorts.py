@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .identity import identity_key, order_visits, unify
 from .tables import (
-    ColumnTypes, TableError, map_columns, missing_codes, place, read_table, to_numbers, understand)
+    ColumnTypes, TableError, map_columns, missing_codes, no_column, place, read_table, to_numbers, understand)
 from .volumes import Grid, VolumeError, check_volume, get_grid
 from ..errors import suggest
 from ..registry import COHORTS
@@ -362,8 +362,7 @@ def _check_columns(
 
 def _require_columns(table: pd.DataFrame, names: Sequence[str], source: str) -> None:
     "Raise `CohortError` unless the table has rows and these columns, each once."
-    problems = [f"There is no column '{name}'. {suggest(name, table.columns)} Where it has another heading, "
-                f"say so under 'columns'." for name in names if name not in table]
+    problems = [f"{no_column(name, table.columns)} Where it has another heading, say so under 'columns'." for name in names if name not in table]
     problems += [f"There are several columns '{name}'." for name in table.columns[table.columns.duplicated()].unique()]
     if table.empty:
         problems.append("There are no scans in it.")

@@ -6,6 +6,7 @@
 __all__ = ['LIBRARIES', 'Transform', 'Move', 'Flip', 'Shift', 'Published', 'Augmentation', 'build_transforms']
 
 # %% ../../nbs/24_transforms.ipynb #4ac25917
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from types import ModuleType
@@ -19,25 +20,26 @@ import torchio as tio
 from ..config import Component
 from ..errors import ConfigError
 from ..registry import TRANSFORMS, Registry
+from .datasets import VolumeTransform
 from .volumes import Grid
 
 # %% ../../nbs/24_transforms.ipynb #eb7819cd
-class Transform:
-    "A random change of volumes, in two halves."
+class Transform(ABC):
+    "A random change of volumes, in two halves; the base of all transforms here."
 
     on_device = True  # whether `apply` works on the device on which the volumes are
 
+    @abstractmethod
     def draw(self) -> Any:
         "Decide what happens to one volume, with random numbers from PyTorch's global generator."
-        raise NotImplementedError
 
+    @abstractmethod
     def apply(
         self,
         volumes: torch.Tensor,  # volumes (N, 1, x, y, z), left as they are
         drawn: Sequence[Any],   # what `draw` gave for each of them
     ) -> torch.Tensor:          # their variants (N, 1, x, y, z), on the same device
         "Make the variants that were drawn."
-        raise NotImplementedError
 
 # %% ../../nbs/24_transforms.ipynb #b3723cfa
 class Move(Transform):
@@ -176,8 +178,9 @@ class _FromSeed(Transform):
         "Make a variant of each volume."
         return torch.stack([self._vary(volume.clone(), seed) for volume, seed in zip(volumes, drawn, strict=True)])
 
+    @abstractmethod
     def _vary(self, volume: torch.Tensor, seed: int) -> torch.Tensor:
-        raise NotImplementedError
+        "Make a variant of a volume (1, x, y, z) from a seed."
 
 
 class _TorchIO(_FromSeed):
@@ -223,7 +226,7 @@ LIBRARIES = {
 }
 
 # %% ../../nbs/24_transforms.ipynb #ddfc1495
-class Augmentation:
+class Augmentation(VolumeTransform):
     "Transforms, one after the other."
 
     def __init__(

@@ -62,6 +62,9 @@ def _rows(affine: np.ndarray) -> str:
     return "\n".join("    " + " ".join(f"{value:9.3f}" for value in row) for row in np.atleast_2d(affine))
 
 # %% ../../nbs/10_volumes.ipynb #ed1aea58
+_PACKED = (".gz", ".mgz")
+
+
 def _geometry(image: SpatialImage) -> tuple[tuple[int, ...], np.ndarray]:
     "Shape and affine that the image has once its axes are in RAS+ order."
     orientation = nib.io_orientation(image.affine)
@@ -80,7 +83,20 @@ def _open(path: Path) -> SpatialImage:
     if not isinstance(image, (nib.Nifti1Pair, nib.MGHImage)):
         raise VolumeError(f"{path}: expected a NIfTI file, found {type(image).__name__}.")
     _check_header(image, str(path))
+    if (size := _announced(image)) > (room := _room(image, path)):
+        raise VolumeError(f"{path}: the file is damaged or cut short ({size} bytes announced, where the file can hold {room}). "
+                          "Copy or convert it again.")
     return image
+
+
+def _announced(image: SpatialImage) -> int:
+    "The bytes of a file, unpacked, that its header speaks of."
+    return image.dataobj.offset + math.prod(image.dataobj.shape) * image.dataobj.dtype.itemsize
+
+
+def _room(image: SpatialImage, path: Path) -> int:
+    "The most bytes that a file can hold, unpacked."
+    return Path(image.file_map["image"].filename).stat().st_size * (1032 if path.name.endswith(_PACKED) else 1)
 
 # %% ../../nbs/10_volumes.ipynb #f476bf2d
 @dataclass(frozen=True)
@@ -300,8 +316,7 @@ def _require_grid(image: SpatialImage, name: str, grid: Grid) -> bool:
         + ", or resample the scan (resample=True).")
 
 # %% ../../nbs/10_volumes.ipynb #f57385c0
-_MOST_PACKED = 1032    # bytes that a byte of a gzip file can stand for
-_SPARE = 2**16         # bytes that may follow the voxels
+_SPARE = 2**16  # bytes that may follow the voxels
 
 
 def _voxels(image: SpatialImage, path: Path | None) -> np.ndarray:
@@ -309,14 +324,10 @@ def _voxels(image: SpatialImage, path: Path | None) -> np.ndarray:
     proxy = image.dataobj
     if path is None or not nib.is_proxy(proxy):
         return np.asarray(proxy).astype(np.float32, copy=False)
-    size = proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize
-    packed = path.name.endswith((".gz", ".mgz"))
-    file = Path(image.file_map["image"].filename)
-    if size > (room := file.stat().st_size * (_MOST_PACKED if packed else 1)):
-        raise EOFError(f"{size} bytes announced, where the file can hold {room}")
-    if not packed:
+    if not path.name.endswith(_PACKED):
         return image.get_fdata(dtype=np.float32, caching="unchanged")
-    values = np.ndarray(proxy.shape, proxy.dtype, _unpack(file.read_bytes(), size), proxy.offset, order="F")
+    content = _unpack(Path(image.file_map["image"].filename).read_bytes(), _announced(image))
+    values = np.ndarray(proxy.shape, proxy.dtype, content, proxy.offset, order="F")
     return apply_read_scaling(values, proxy.slope, proxy.inter).astype(np.float32, copy=False)
 
 
