@@ -15,6 +15,7 @@ from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 
 DEFINITION = ast.FunctionDef | ast.ClassDef
+FOREIGN_FONTS = re.compile(r"@import\s+(?:url\()?[\"']?https?:[^)\"']*[\"']?\)?;")
 EXPORT = re.compile(r"#\|\s*export[is]?\b.*\n")
 FORMULA = re.compile(r"(?P<code>```.*?```|`[^`]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>\S[^$]*)\$", re.DOTALL)
 
@@ -140,6 +141,16 @@ def finish(
     nbformat.write(notebook, path)
 
 
+def without_foreign_fonts(
+    site: Path,  # the rendered site
+) -> None:
+    "Take out of the themes what loads fonts from somebody else's server; `styles.css` names fonts that readers have."
+    for path in site.rglob("*.css"):
+        text = path.read_text(encoding="utf-8")
+        if (clean := FOREIGN_FONTS.sub("", text)) != text:
+            path.write_text(clean, encoding="utf-8")
+
+
 def main() -> int:
     "Prepare the pages in _proc/ and render them; returns the exit status of the renderer."
     config = get_config()
@@ -154,6 +165,7 @@ def main() -> int:
         finish(path, f"{config.doc_host}{config.doc_baseurl}", prepared)
     quarto = ["quarto", "render", pages, "--no-execute"]
     status = subprocess.call(quarto if shutil.which("quarto") else ["smalldocs", "render", "--strict", pages])
+    without_foreign_fonts(config.doc_path)
     index = (config.doc_path / "search.json").read_text(encoding="utf-8")
     (config.doc_path / "search.js").write_text(f"window.searchIndex = {index};\n", encoding="utf-8")
     return status
