@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..errors import ExplainableMRIError
+
 # %% ../../nbs/36_keras_layers.ipynb #ef8d199d
 def same_padding(
     size: int,      # voxels of the input along the axis
@@ -56,7 +58,7 @@ _BATCH_NORM = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.Ba
 _DROPOUT = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
 
 
-class KerasError(ValueError):
+class KerasError(ExplainableMRIError, ValueError):
     "A Keras file that cannot be imported, with the reason."
 
 

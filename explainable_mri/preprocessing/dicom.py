@@ -18,6 +18,7 @@ import stat
 import unicodedata
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -39,8 +40,28 @@ class DicomError(ExplainableMRIError, ValueError):
 _TAGS = ("SeriesInstanceUID", "SOPInstanceUID", "StudyInstanceUID", "StudyDate", "PatientID", "PatientName",
          "PatientAge", "PatientSex", "PatientBirthDate", "Modality", "ImageType", "MRAcquisitionType", "SeriesDescription",
          "ProtocolName", "SequenceName", "SeriesNumber", "RepetitionTime", "EchoTime", "InversionTime",
-         "MagneticFieldStrength", "ContrastBolusAgent", "Rows", "NumberOfFrames", "SliceThickness", "InstanceNumber",
-         "ImagePositionPatient", "StudyTime", "SpecificCharacterSet", "ImagesInAcquisition")
+         "MagneticFieldStrength", "ContrastBolusAgent", "Rows", "Columns", "NumberOfFrames", "SliceThickness",
+         "InstanceNumber", "ImagePositionPatient", "StudyTime", "SpecificCharacterSet", "ImagesInAcquisition",
+         "SOPClassUID", "SharedFunctionalGroupsSequence")
+_IMAGES = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")  # of magnetic resonance
+
+
+def _check_inflated(path: Path, most: int = 2**30) -> None:
+    "Raise `DicomError` for a deflated file that unpacks to more than `most` bytes; pydicom would unpack all of it at once."
+    pydicom = optional_import("pydicom", "preprocess")
+    with open(path, "rb") as file:
+        if file.read(132)[128:] != b"DICM":
+            return
+        file.seek(0)
+        meta = pydicom.filereader.read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
+            return
+        file.seek(132 + 12 + meta.FileMetaInformationGroupLength)
+        inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while not inflate.eof and (packed := inflate.unconsumed_tail or file.read(2**16)):
+            size += len(inflate.decompress(packed, 2**20))
+            if size > most:
+                raise DicomError(f"{path.name}: unpacks to more than {most / 1e9:.1f} GB, which no slice needs.")
 
 
 def _read_header(path: Path) -> Any:
@@ -49,8 +70,9 @@ def _read_header(path: Path) -> Any:
     try:
         with open(path, "rb") as file:
             bare = file.read(2) in (b"\x02\x00", b"\x08\x00")  # old files begin with an attribute, not a preamble
+        _check_inflated(path)
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS), force=bare)
-        return header if "Rows" in header else None
+        return header if "Rows" in header or str(header.get("SOPClassUID")) in _IMAGES else None
     except Exception:  # damaged files raise errors of many kinds
         return None
 
@@ -66,13 +88,29 @@ def _text(header, *keywords: str) -> str:
     return " ".join(values).lower()
 
 
-def _number(header, keyword: str) -> float | None:
-    "A number from a header, or None where it is absent or malformed."
+def _number(header, *keywords: str) -> float | None:
+    "The first number that a header has under one of these keywords; None where all are absent or malformed."
+    for keyword in keywords:
+        try:
+            value = float(_text(header, keyword))
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            return value
+    return None
+
+
+def _shared(header) -> Any:
+    "What an enhanced file says once for all of its frames, as if it stood in the header itself."
+    pydicom = optional_import("pydicom", "preprocess")
+    found = pydicom.Dataset()
     try:
-        value = float(_text(header, keyword))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        for group in header.SharedFunctionalGroupsSequence[0]:
+            if group.VR == "SQ" and len(group.value):
+                found.update(group.value[0])
+    except Exception:  # absent or damaged
+        pass
+    return found
 
 # %% ../../nbs/26_dicom.ipynb #ce13fba0
 def _age(header) -> float | None:
@@ -130,6 +168,22 @@ def _hash_person(header) -> dict[str, str]:
     known = {detail: _known(_text(header, keyword)) for detail, keyword in details.items()}
     return {detail: value and _hash(value) for detail, value in known.items()}
 
+# %% ../../nbs/26_dicom.ipynb #cdab1c7d
+_AGENT = re.compile(r"(?<![a-z0-9])(?:t1w?)?(?:gd|gad|gado[a-z]*|dotarem|magnevist|multihance|omniscan|prohance|clariscan|elucirem|km|"
+                    r"kontrast[a-z]*|contrast[a-z]*|ce|post[a-z]*)(?![a-z0-9])|\+ ?c(?![a-z0-9])|(?<![a-z0-9])c\+|t1w?c(?![a-z0-9])")
+_WITHOUT = re.compile(r"(?:^|[^a-z0-9])(?:pre|ohne|without|w o|wo|non?|vor|before|sans|sin|senza|kein|nativ[a-z]*)[a-z]*(?: (?:iv|i v|any))?[ -]*$")
+
+
+def _has_agent(
+    agent: str,        # ContrastBolusAgent, in lower case
+    description: str,  # names of the series, in lower case
+) -> bool:             # whether a contrast agent was given
+    "Whether a header notes a contrast agent, in its own attribute or in a description."
+    if agent and agent not in ("none", "no", "n", "nein", "kein", "keine", "ohne", "0", "-", "n/a", "unknown"):
+        return True
+    text = re.sub(r"[^a-z0-9+]+", " ", description)
+    return any(not _WITHOUT.search(text[:found.start()]) for found in _AGENT.finditer(text))
+
 # %% ../../nbs/26_dicom.ipynb #9cc25846
 _IMAGE_TYPES = ("original", "derived", "primary", "secondary", "mpr", "projection", "phase map")
 _T1_WORDS = ("t1", "mprage", "mp-rage", "mpr", "spgr", "fspgr", "bravo", "tfl", "vibe", "tfe")
@@ -170,6 +224,11 @@ class Series:
 def _describe(headers: dict) -> Series:
     "Sum up the headers of a series, a dictionary from file to header."
     header = next(iter(headers.values()))
+    shared = _shared(header)
+
+    def timing(*keywords: str) -> float | None:
+        return _number(header, *keywords) or _number(shared, *keywords)
+
     description = _text(header, "SeriesDescription", "ProtocolName", "SequenceName")
     words = [word for word in _T1_WORDS + _OTHER_WORDS if re.search(rf"(?<![a-z0-9]){word}", description)]
     places = [int(number) for each in headers.values() if (number := _number(each, "InstanceNumber")) is not None]
@@ -180,9 +239,9 @@ def _describe(headers: dict) -> Series:
         modality=_text(header, "Modality").upper()[:2], dimension=_text(header, "MRAcquisitionType").upper()[:2],
         words=tuple(dict.fromkeys(words)),
         image_type=tuple(word for word in _IMAGE_TYPES if word in _text(header, "ImageType")),
-        repetition_time=_number(header, "RepetitionTime"), echo_time=_number(header, "EchoTime"),
-        inversion_time=_number(header, "InversionTime"), thickness=_number(header, "SliceThickness"),
-        contrast=bool(_text(header, "ContrastBolusAgent")), age=_age(header),
+        repetition_time=timing("RepetitionTime"), echo_time=timing("EchoTime", "EffectiveEchoTime"),
+        inversion_time=timing("InversionTime", "InversionTimes"), thickness=timing("SliceThickness"),
+        contrast=_has_agent(_text(header, "ContrastBolusAgent"), description), age=_age(header),
         sex={"f": "F", "m": "M"}.get(_text(header, "PatientSex")),
         field_strength=read_field_strength(_number(header, "MagneticFieldStrength")),
         announced=int(_number(header, "ImagesInAcquisition") or 0) or None, places=tuple(sorted(places)),
@@ -247,7 +306,7 @@ def exclusion_reasons(
     "Say why a series is not a T1-weighted 3D scan."
     reasons = []
     if series.modality != "MR":
-        reasons.append("not magnetic resonance")
+        reasons.append("not magnetic resonance" if series.modality else "its headers lack Modality (0008,0060)")
     if series.images < 30:
         reasons.append(f"only {series.images} images")
     elif (series.announced or 0) > series.images and series.announced % series.images:
@@ -260,7 +319,8 @@ def exclusion_reasons(
     if made := [word for word in series.image_type if word in ("mpr", "projection", "phase map")]:
         reasons.append(f"a reformatted or computed image ({', '.join(made)})")
     if not any(word in _T1_WORDS for word in series.words) and not _has_t1_timing(series):
-        reasons.append("neither name nor timing says T1-weighted")
+        reasons.append("neither name nor timing says T1-weighted" + ("" if series.echo_time is not None else
+                       ": its headers lack EchoTime (0018,0081)"))
     return reasons
 
 # %% ../../nbs/26_dicom.ipynb #77a881c9
@@ -307,7 +367,7 @@ def choose_series(
 def find_warnings(
     series: Series,  # a DICOM series
 ) -> list[str]:      # warnings; empty for a series that looks complete
-    "Say what hints at missing slices without proving it."
+    "Say what hints at missing slices without proving it, and whether a contrast agent was given."
     warnings = []
     places = series.places
     if (series.announced or 0) > series.images:
@@ -318,9 +378,28 @@ def find_warnings(
             warnings.append(f"{missing} numbers are missing between those of the images")
         if places[0] > 1 and step == 1:
             warnings.append(f"the numbers of the images begin with {places[0]}")
-    return [f"slices may be missing: {warning}" for warning in warnings]
+    agent = ["a contrast agent is noted in the header or the description"] * series.contrast
+    return [*(f"slices may be missing: {warning}" for warning in warnings), *agent]
 
 # %% ../../nbs/26_dicom.ipynb #667888e8
+_NEEDED = {"Rows": "(0028,0010)", "Columns": "(0028,0011)", "PixelData": "(7FE0,0010)", "BitsAllocated": "(0028,0100)",
+           "SamplesPerPixel": "(0028,0002)", "PixelRepresentation": "(0028,0103)", "PhotometricInterpretation": "(0028,0004)"}
+_PLACE = {"ImageOrientationPatient": "(0020,0037)", "ImagePositionPatient": "(0020,0032)", "PixelSpacing": "(0028,0030)"}
+_LARGEST = 2**28  # voxels; a whole head in voxels of 0.5 mm has half as many
+
+
+def _check_tags(slices: list) -> None:
+    "Raise `DicomError` that names an attribute which is needed and missing, or announces more than a scan of a head has."
+    for keyword, tag in {**_NEEDED, **_PLACE}.items():
+        lacking = [each for each in slices if each.get(keyword) in (None, "") and (keyword in _NEEDED or not _frames(each))]
+        if lacking:
+            raise DicomError(f"{len(lacking)} of its {len(slices)} files lack {keyword} {tag}, without which an image cannot be "
+                             "read. Export them again with all attributes")
+    voxels = sum(int(each.Rows) * int(each.Columns) * int(each.get("NumberOfFrames") or 1) for each in slices)
+    if voxels > _LARGEST:
+        raise DicomError(f"its headers announce {voxels / 1e6:.0f} million voxels, more than the {_LARGEST / 1e6:.0f} million allowed")
+
+
 def _check_slices(slices: list) -> None:
     "Raise `DicomError` unless all slices have the same size, spacing and orientation."
     for keyword in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
@@ -328,16 +407,88 @@ def _check_slices(slices: list) -> None:
         if any(value.shape != values[0].shape or not np.allclose(value, values[0], atol=1e-3) for value in values):
             raise DicomError(f"its slices differ in {keyword}. Put each scan into a folder of its own")
 
+# %% ../../nbs/26_dicom.ipynb #ef2b7f3a
+def _frames(file: Any) -> list:
+    "For each frame of an enhanced file what is said of it; empty for a file of one slice."
+    own = file.get("PerFrameFunctionalGroupsSequence") or []
+    shared = (file.get("SharedFunctionalGroupsSequence") or [None])[0]
+    found = []
+    for frame in own:
+        merged = optional_import("pydicom", "preprocess").Dataset()
+        for groups in (shared, frame):
+            for group in groups or []:
+                if group.VR == "SQ" and len(group.value):
+                    merged.update(group.value[0])
+        found.append(merged)
+    return found
+
+
+def _find_places(slices: list) -> list[float]:
+    "Where slices or frames lie across their plane, in mm."
+    across = np.cross(*np.reshape(slices[0].ImageOrientationPatient, (2, 3)).astype(float))
+    return [round(float(np.dot(each.ImagePositionPatient, across)), 3) for each in slices]
+
 
 def _number_slices(slices: list) -> None:
-    "Number slices by their place: some exports leave InstanceNumber out or shuffle it, and dicom2nifti goes by it."
-    if any("NumberOfFrames" in each for each in slices):
+    "Number slices by their place: dicom2nifti goes by the number, and some exports leave it out or shuffle it."
+    if _frames(slices[0]):
+        for file in slices:
+            _order_frames(file)
         return
-    across = np.cross(*np.reshape(slices[0].ImageOrientationPatient, (2, 3)).astype(float))
-    places = [round(float(np.dot(each.ImagePositionPatient, across)), 3) for each in slices]
+    places = _find_places(slices)
     if len(set(places)) == len(places):
         for number, index in enumerate(np.argsort(places), start=1):
             slices[index].InstanceNumber = number
+
+
+def _order_frames(file: Any) -> None:
+    "Store the frames of an enhanced file in the order of their places."
+    frames = _frames(file)
+    for keyword, tag in _PLACE.items():
+        if any(keyword not in frame for frame in frames):
+            raise DicomError(f"frames of it lack {keyword} {tag}. Export them again with all attributes")
+    order = np.argsort(_find_places(frames)).tolist()
+    if (count := len(set(_find_places(frames)))) < len(frames):
+        raise DicomError(f"its {len(frames)} frames lie at {count} places, so that it holds several volumes; expected one")
+    pixels, own = file.pixel_array.reshape(-1, file.Rows, file.Columns), list(file.PerFrameFunctionalGroupsSequence)
+    file.PerFrameFunctionalGroupsSequence = [own[index] for index in order]
+    file.set_pixel_data(pixels[order], file.PhotometricInterpretation, file.BitsStored)
+    for number, frame in enumerate(file.PerFrameFunctionalGroupsSequence, start=1):
+        if "FrameContentSequence" in frame:
+            frame.FrameContentSequence[0].InStackPositionNumber = number
+
+# %% ../../nbs/26_dicom.ipynb #7ea66016
+def _check_places(
+    slices: list,        # the files of a series
+    voxels: np.ndarray,  # the volume that was made of them
+    affine: np.ndarray,  # its affine, in RAS
+) -> None:
+    "Raise `DicomError` unless every pixel of every slice lies in the volume where the slice's header says."
+    inverse, flip, seen = np.linalg.inv(affine), np.array([-1, -1, 1]), set()  # DICOM's x runs to the left, its y to the back
+    for file in slices:
+        planes, places = file.pixel_array.reshape(-1, file.Rows, file.Columns), _frames(file) or [file]
+        for plane, place in zip(planes, places, strict=True):
+            axes = np.reshape(place.ImageOrientationPatient, (2, 3)).astype(float)  # along a row, and along a column
+            steps = inverse[:3, :3] @ (flip * axes[::-1] * np.reshape(place.PixelSpacing, (2, 1)).astype(float)).T
+            corner = nib.affines.apply_affine(inverse, flip * np.array(place.ImagePositionPatient, float))
+            corners = corner + np.array([[0, 0], [0, 1], [1, 0], [1, 1]]) * (np.array(plane.shape) - 1) @ steps.T
+            index = np.rint(corner).astype(int) + np.einsum("ak,krc->rca", np.rint(steps).astype(int), np.indices(plane.shape))
+            inside = (np.rint(corners) >= 0).all() and (np.rint(corners) < voxels.shape).all()
+            exact = np.abs(corners - np.rint(corners)).max() < 0.1
+            if not inside or not exact or not _are_alike(plane, voxels[tuple(np.moveaxis(index, -1, 0))]):
+                raise DicomError("after conversion its voxels do not lie where its headers say. Convert it with another tool, such "
+                                 "as dcm2niix, look at the sides, and prepare the NIfTI file")
+            seen.add(tuple(np.rint(corner)))
+    if len(seen) * plane.size != voxels.size:
+        raise DicomError(f"its slices lie at {len(seen)} places, but a volume of {voxels.shape} voxels was made of them")
+
+
+def _are_alike(plane: np.ndarray, other: np.ndarray) -> bool:
+    "Whether two images are the same up to brightness and contrast."
+    if not np.ptp(plane) or not np.ptp(other):
+        return not np.ptp(plane) and not np.ptp(other)
+    plane, other = (each - each.mean() for each in (plane.astype(float), other.astype(float)))
+    return bool((plane * other).sum() >= 0.9999 * np.linalg.norm(plane) * np.linalg.norm(other))
 
 # %% ../../nbs/26_dicom.ipynb #b0da5da5
 def _why(error: Exception, slices: list) -> str:
@@ -355,27 +506,31 @@ def _why(error: Exception, slices: list) -> str:
     return (f"its files are damaged or of an unknown kind ({kind}). Copy them again, or convert them with another tool, "
             "such as dcm2niix, and prepare the NIfTI file")
 
-# %% ../../nbs/26_dicom.ipynb #ef5816aa
+# %% ../../nbs/26_dicom.ipynb #223214fe
 def convert_series(
     series: Series,       # the series to convert
 ) -> nib.Nifti1Image:     # 3D image, axes in RAS+, nothing in its header but the geometry
-    "Turn a DICOM series into an image; raises `DicomError` where slices are missing or damaged."
+    "Turn a DICOM series into an image; raises `DicomError` where slices are missing, damaged or would get out of place."
     pydicom, convert = (optional_import(name, "preprocess") for name in ("pydicom", "dicom2nifti.convert_dicom"))
     logging.getLogger("dicom2nifti").setLevel(logging.CRITICAL)  # it logs what it also raises
     slices: list = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            slices.extend(pydicom.dcmread(path, force=True) for path in series.files)
+            for path in series.files:
+                _check_inflated(path)
+                slices.append(pydicom.dcmread(path, force=True))
+            _check_tags(slices)
             _check_slices(slices)
             _number_slices(slices)
             converted = convert.dicom_array_to_nifti(slices, None, reorient_nifti=False)["NII"]
             voxels, affine = np.asarray(converted.dataobj), np.array(converted.affine)
+            if voxels.ndim != 3:
+                raise DicomError(f"it holds {voxels.shape[-1]} volumes; expected one")
+            _check_places(slices, voxels, affine)
     except Exception as error:
         raise DicomError(f"Series {series.number} with {series.images} images cannot be converted: "
                          f"{_why(error, slices)}.") from None
-    if voxels.ndim != 3:
-        raise DicomError(f"Series {series.number} holds {voxels.shape[-1]} volumes; expected one.")
     return nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
 
 # %% ../../nbs/26_dicom.ipynb #1a38b2a3

@@ -12,13 +12,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib import figure as matplotlib_figure
 from matplotlib.image import imread
 from nilearn import plotting
 
 from ..data.volumes import Grid, to_image
 from .pipeline import from_ants, load_ants_template
-from ..report.documents import Figure as ReportFigure, KeyFigures, Text, Section, Table, write_report
+from ..report.documents import Figure, KeyFigures, Section, Table, Text, write_report
 
 # %% ../../nbs/29_quality.ipynb #1c6085ef
 def plot_quality(
@@ -27,9 +27,9 @@ def plot_quality(
     t1: np.ndarray,           # the brain in MNI space, on the grid
     grey_matter: np.ndarray,  # the map, on the grid
     grid: Grid,               # the grid
-) -> Figure:                  # the figure
+) -> matplotlib_figure.Figure:  # the figure
     "Draw what one looks at to judge a prepared scan."
-    figure = Figure(figsize=(9, 12), facecolor="black")
+    figure = matplotlib_figure.Figure(figsize=(9, 12), facecolor="black")
     places = (-26, -18, -14)  # through hippocampus, thalamus and temporal lobes
     map_ = to_image(grey_matter, grid)
     template = load_ants_template(grid)
@@ -94,7 +94,7 @@ def write_quality_page(
 ) -> None:
     "Write quality.html, the quality page of a scan."
     measures = record["measures"]
-    figure = Figure(figsize=(9, 12))
+    figure = matplotlib_figure.Figure(figsize=(9, 12))
     ax = figure.add_axes((0, 0, 1, 1))
     ax.imshow(imread(folder / "quality.png"))
     ax.axis("off")
@@ -105,7 +105,7 @@ def write_quality_page(
     numbers = _number_table(measures)
     times = pd.DataFrame({"step": list(record["seconds"]), "seconds": list(record["seconds"].values())})
     write_report(folder / "quality.html", f"Quality of the scan {folder.name}", [
-        Section("Pictures", [ReportFigure(figure, "Head, brain in MNI space, template and grey-matter map in three planes",
+        Section("Pictures", [Figure(figure, "Head, brain in MNI space, template and grey-matter map in three planes",
                                      "Outlines should follow the edges of brain and tissues.", dpi=100)]),
         Section("Numbers", [
             Table(numbers, f"Beyond these limits a scan is flagged whatever the others are like. In a research study of {_ENOUGH} scans or "
