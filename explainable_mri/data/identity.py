@@ -120,8 +120,8 @@ def _require_one_spelling(scans: pd.DataFrame, covariates: pd.DataFrame, source:
 
 def _mismatch(lost: pd.Index, scans: pd.DataFrame, covariates: pd.DataFrame, keys: list[str]) -> str:
     "Say which files have no row, and how names and rows look, so that the difference can be seen."
-    first = f"the first row has {_shown(covariates, covariates.index[0], keys)}" if len(
-        covariates) else "there are no rows"
+    first = (f"the first row has {_shown(covariates, covariates.index[0], keys)}" if len(covariates) else
+             "there are no rows")
     return (f"{len(lost)} of {len(scans)} files have no row: {some(lost)}. The first has "
             f"{_shown(scans, lost[0], keys)}; "
             f"{first}. Correct them, or leave these files out with unmatched: drop.")

@@ -86,12 +86,8 @@ def _require_complete(table: pd.DataFrame, covariates: Sequence[str]) -> None:
 class Design:
     "How covariates become numbers: learned from the controls, applied to anybody."
 
-    encoding: dict[str,
-                   list[float] | list[str]]  # [mean, standard deviation], or words of which the first is 0
-
-    means: dict[
-        str,
-        list[float]] | None = None  # what stands in for a missing value, by covariate; None refuses gaps
+    encoding: dict[str, list[float] | list[str]]  # [mean, standard deviation], or words, the first being 0
+    means: dict[str, list[float]] | None = None   # what stands in for a missing value; None refuses gaps
 
     @classmethod
     def learn(
@@ -163,8 +159,8 @@ class VoxelRegression:
         self.covariates, self.impute = list(covariates), impute
         # true (x, y, z) where the model knows a voxel; None: everywhere
         self.covered_: np.ndarray | None = None
-        self.ranges_: dict[
-            str, list[float]] | None = None  # lowest and highest mean and maximum of the fitted maps
+        # lowest and highest mean and maximum of the fitted maps
+        self.ranges_: dict[str, list[float]] | None = None
 
     def predict(
         self,

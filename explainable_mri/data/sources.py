@@ -91,39 +91,7 @@ def list_folder(
                                   unmatched)
     return Listing(scans, str(folder), notes=[*notes, *rows.attrs["notes"], *more])
 
-# %% ../../nbs/16_sources.ipynb #afe330fd
-@cohort_source("bids")
-def list_bids(
-    folder: Path,                                 # BIDS dataset, with its derivatives, or a derivative
-    suffix: str = "probseg",                      # last part of the file names, such as `probseg` or `T1w`
-    # entities that a file has to have, such as {space: MNI152NLin2009cAsym, label: GM}
-    entities: Mapping[str, Any] | None = None,
-    # table of people; None: participants.tsv in the folder, or above a derivative
-    participants: Path | None = None,
-    # the tables' heading for each column of a cohort, where they differ
-    columns: Mapping[str, str] | None = None,
-    values: Mapping[str, Mapping] | None = None,  # for columns of a cohort, the word for each code
-    # what is done about files whose subject is not in the table
-    unmatched: Literal["error", "drop"] = "error",
-) -> Listing:                                     # the scans
-    "Scans of a BIDS dataset or of a derivative in it."
-    scans = _find_bids(require_folder(folder), suffix, entities or {})
-    people = participants or _participants(Path(folder).expanduser())
-    table, headings = read_table(people), {"subject": "participant_id", **(columns or {})}
-    sessions = _read_sessions(Path(folder).expanduser() if participants else people.parent, scans)
-    missing = [heading for heading in headings.values() if heading not in table and heading not in sessions]
-    if missing:
-        known = [*table.columns, *sessions.columns]
-        raise CohortError(str(people),
-                          [f"There is no column '{name}'. {suggest(name, known)}" for name in missing])
-    scans, notes = join_covariates(scans, _map_present(table, headings, values), str(people), unmatched)
-    if not sessions.empty:
-        visits = _map_present(sessions, {**headings, "session": "session_id"}, values)
-        scans, more = _add_visits(scans, visits)
-        notes += more
-    return Listing(scans, str(folder), notes=notes)
-
-
+# %% ../../nbs/16_sources.ipynb #69ad22ac
 def _open_bids(folder: Path) -> ancpbids.BIDSLayout:
     "Read the structure of a dataset; raises `CohortError` that names a description which is no JSON."
     for path in sorted(folder.rglob("dataset_description.json")):
@@ -165,6 +133,38 @@ def _find_bids(folder: Path, suffix: str, entities: Mapping[str, Any]) -> pd.Dat
     if any("ses" in one for one in labels):
         table["session"] = [f"ses-{one['ses']}" if "ses" in one else np.nan for one in labels]
     return table.sort_index()
+
+# %% ../../nbs/16_sources.ipynb #afe330fd
+@cohort_source("bids")
+def list_bids(
+    folder: Path,                                 # BIDS dataset, with its derivatives, or a derivative
+    suffix: str = "probseg",                      # last part of the file names, such as `probseg` or `T1w`
+    # entities that a file has to have, such as {space: MNI152NLin2009cAsym, label: GM}
+    entities: Mapping[str, Any] | None = None,
+    # table of people; None: participants.tsv in the folder, or above a derivative
+    participants: Path | None = None,
+    # the tables' heading for each column of a cohort, where they differ
+    columns: Mapping[str, str] | None = None,
+    values: Mapping[str, Mapping] | None = None,  # for columns of a cohort, the word for each code
+    # what is done about files whose subject is not in the table
+    unmatched: Literal["error", "drop"] = "error",
+) -> Listing:                                     # the scans
+    "Scans of a BIDS dataset or of a derivative in it."
+    scans = _find_bids(require_folder(folder), suffix, entities or {})
+    people = participants or _participants(Path(folder).expanduser())
+    table, headings = read_table(people), {"subject": "participant_id", **(columns or {})}
+    sessions = _read_sessions(Path(folder).expanduser() if participants else people.parent, scans)
+    missing = [heading for heading in headings.values() if heading not in table and heading not in sessions]
+    if missing:
+        known = [*table.columns, *sessions.columns]
+        raise CohortError(str(people),
+                          [f"There is no column '{name}'. {suggest(name, known)}" for name in missing])
+    scans, notes = join_covariates(scans, _map_present(table, headings, values), str(people), unmatched)
+    if not sessions.empty:
+        visits = _map_present(sessions, {**headings, "session": "session_id"}, values)
+        scans, more = _add_visits(scans, visits)
+        notes += more
+    return Listing(scans, str(folder), notes=notes)
 
 # %% ../../nbs/16_sources.ipynb #0f7aedd9
 def _participants(folder: Path) -> Path:

@@ -36,8 +36,8 @@ class TableError(ExplainableMRIError, ValueError):
     ):
         self.problems = list(problems)
         count = f"{len(self.problems)} problems" if len(self.problems) > 1 else "1 problem"
-        shown = self.problems if len(
-            self.problems) <= 25 else [*self.problems[:20], f"… and {len(self.problems) - 20} more."]
+        rest = f"… and {len(self.problems) - 20} more."
+        shown = self.problems if len(self.problems) <= 25 else [*self.problems[:20], rest]
         super().__init__(f"{source}: {count}.\n" + "\n".join(f"  {problem}" for problem in shown))
 
 
@@ -67,7 +67,8 @@ def _read_text(path: Path, sheet: str | None) -> tuple[pd.DataFrame, list[str]]:
         raise TableError(str(path), [f"row {row[2]} has {row[3]} columns, the rows above it {row[1]}. "
                                      "Each "
                                      "column needs a heading, and an "
-                                     "entry with a separator in it needs quotes." if row else str(error)]) from None
+                                     "entry with a separator in it needs quotes."
+                                     if row else str(error)]) from None
     return rows.set_index(rows.index + blank.count("\n")), notes
 
 
@@ -254,9 +255,8 @@ class ColumnTypes:
     "How entries of a table are to be understood, where they do not tell by themselves."
 
     types: Mapping[str, Literal["number", "word"]] = field(default_factory=dict)  # what a covariate is
-    decimal: Literal[
-        ".",
-        ","] | None = None  # the sign before decimals; None takes commas for it where nothing else is possible
+    # the sign before decimals; None takes commas for it where nothing else is possible
+    decimal: Literal[".", ","] | None = None
 
     def __post_init__(self):
         problems = [

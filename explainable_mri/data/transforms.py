@@ -68,7 +68,7 @@ class Move(Transform):
         "Move each volume."
         return _move(volumes, [self], [drawn])
 
-
+# %% ../../nbs/24_transforms.ipynb #490b8dc4
 def _shift(source: np.ndarray, step: int) -> np.ndarray:
     "Move entries by some places; what comes in is -1."
     moved = np.full_like(source, -1)
@@ -259,12 +259,7 @@ class Augmentation(VolumeTransform):
         "Make a variant of each volume from its seed; PyTorch's generator is left as it was."
         return self._apply(volumes, self._draw_all(seeds))
 
-    def fill(
-        self,
-        out: torch.Tensor,           # place for the variants (N, 1, x, y, z), on the CPU
-        maps: Sequence[np.ndarray],  # volumes (x, y, z) of any type, also read only, left as they are
-        seeds: Sequence[int],        # a seed for each of them
-    ) -> None:
+    def fill(self, out: torch.Tensor, maps: Sequence[np.ndarray], seeds: Sequence[int]) -> None:
         "Put what `batch` would give into a batch that is there already; moves copy straight to it."
         draws = self._draw_all(seeds)
         if all(isinstance(transform, Move) for transform in self.transforms):
