@@ -158,9 +158,10 @@ class Scan:
 
 
 _IMAGES = (".nii", ".nii.gz", ".img", ".img.gz", ".mgz", ".mgh")
+_PACKED_DICOM = (".dcm.gz", ".dcm.bz2", ".ima.gz")
 _UNREAD = {
     (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar"): "an archive of a kind that is not read. Unpack it into a folder",
-    (".nii.bz2", ".nii.xz", ".nii.zst", ".dcm.gz", ".dcm.bz2", ".ima.gz"): "a compressed file. Unpack it",
+    (".nii.bz2", ".nii.xz", ".nii.zst", *_PACKED_DICOM): "a compressed file. Unpack it",
     (".nrrd", ".nhdr", ".mha", ".mhd", ".mnc", ".par", ".parrec", ".v", ".head", ".brik"): "a format that is not read. Convert it to NIfTI"}
 _DICOM = (".dcm", ".ima", ".dicom")
 _OTHER = (".json", ".tsv", ".csv", ".txt", ".xlsx", ".xls", ".xml", ".html", ".pdf", ".png", ".jpg", ".jpeg", ".bval", ".bvec", ".mat", ".log",
@@ -469,12 +470,21 @@ class Survey:
         reasons: dict[str, list[str]] = {}
         for path, reason in self.left_out.items():
             reasons.setdefault(reason, []).append(path)
-        lines = [f"{len(paths)} left out, {reason}: {', '.join(paths[:3])}{', …' * (len(paths) > 3)}" for reason, paths in reasons.items()]
+        wide = max([8, *(len(scan.subject) for scan in self.scans)])
+        lines = [f"{'subject':{wide}}  session     kind   files"]
+        for scan in self.scans:
+            lines.append(f"{scan.subject:{wide}}  {scan.session:10}  {scan.kind:6} {len(scan.files):5}")
+            lines += [f"    cannot be prepared: {scan.problem}"] if scan.problem else [f"    {note}" for note in scan.notes]
+        return "\n".join([*lines, self.summary(), *(
+            f"{len(paths)} left out, {reason}: {', '.join(paths[:3])}{', …' * (len(paths) > 3)}" for reason, paths in reasons.items())])
+
+    def summary(self) -> str:
+        "How many scans of how many participants there are."
+        counts = {"scan": len(self.scans), "participant": len({identity_key(scan.subject) for scan in self.scans}),
+                  "file": len(self.left_out)}
+        scans, people, others = (f"{count} {word}{'s' * (count != 1)}" for word, count in counts.items())
         failing = sum(bool(scan.problem) for scan in self.scans)
-        people = len({identity_key(scan.subject) for scan in self.scans})
-        scans, persons = (f"{count} {word}{'s' * (count != 1)}" for count, word in ((len(self.scans), "scan"), (people, "participant")))
-        head = f"{scans} of {persons}" + (f", {failing} of which cannot be prepared" if failing else "")
-        return "\n".join([self.table().to_string(index=False, max_colwidth=None), f"{head}.", *lines])
+        return f"{scans} of {people}{f', {failing} of which cannot be prepared' * bool(failing)}; {others} left out."
 
 # %% ../../nbs/27_scans.ipynb #e3e15769
 def survey(
@@ -495,10 +505,10 @@ def survey(
                                f"{results / 'prepared'}.")
         files = [path for path in files if not path.is_relative_to(results)]
     left_out: dict[str, str] = {}
-    whole = [path for path in files if _ending(path, (*_IMAGES, ".zip", *itertools.chain(*_UNREAD)))
-             or _ending(path, (".hdr", ".hdr.gz")) and _why_unreadable(path)]
-    others = [path for path in files if path not in set(whole) and not _ending(path, _OTHER)]
-    scans = [*_file_scans(root, whole, left_out, expression), *_dicom_scans(root, others, left_out, expression)]
+    whole = {path for path in files if not _ending(path, _PACKED_DICOM) and (
+        _ending(path, (*_IMAGES, ".zip", *itertools.chain(*_UNREAD))) or _ending(path, (".hdr", ".hdr.gz")) and _why_unreadable(path))}
+    others = [path for path in files if path not in whole and (_ending(path, _PACKED_DICOM) or not _ending(path, _OTHER))]
+    scans = [*_file_scans(root, sorted(whole), left_out, expression), *_dicom_scans(root, others, left_out, expression)]
     scans = _settle(root, _prefer_t1w(root, scans, left_out))
     if not scans:
         reasons = [f"{path}: {reason}" for path, reason in itertools.islice(left_out.items(), 5)]
