@@ -37,10 +37,9 @@ TARGET, EPSILON = 1, 1e-10
 
 def our_maps(network: nn.Module):
     "Our `lrp.sequential_preset_a`."
-    from explainable_mri.config import Component
-    from explainable_mri.explainers.gradients import build_explainer
+    from explainable_mri.explainers.base import build_explainer
 
-    explainer = build_explainer(Component(name="lrp.sequential_preset_a", params={"epsilon": EPSILON}), network)
+    explainer = build_explainer("lrp.sequential_preset_a", network, epsilon=EPSILON)
     return lambda inputs: explainer.attribute(inputs, target=TARGET)
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from explainable_mri.config import Component
-from explainable_mri.explainers.gradients import build_explainer
+from explainable_mri.explainers.base import build_explainer
 from explainable_mri.models.keras import load_keras
 
 FILES = sorted((Path(__file__).parent / "data" / "innvestigate").glob("*.npz"))
@@ -40,7 +39,7 @@ def test_maps_agree(path, tmp_path):
             if "|" not in key:
                 continue
             name, parameters = key.split("|")
-            explainer = build_explainer(Component(name=name, params=json.loads(parameters)), network)
+            explainer = build_explainer(name, network, **json.loads(parameters))
             found, expected = explainer.attribute(inputs, targets), as_batch(references[key])
             # What moving the input by a rounding error does to the map: near a pole, rounding is all there is to agree on.
             moved = explainer.attribute(inputs * (1 + 1e-7), targets)

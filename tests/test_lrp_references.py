@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from explainable_mri.config import Component
-from explainable_mri.explainers.gradients import build_explainer
+from explainable_mri.explainers.base import build_explainer
 from explainable_mri.models.keras import load_keras
 
 SHARED = Path(__file__).parents[2] / "shared" / "reference"
@@ -60,7 +59,7 @@ def test_references(path: Path) -> None:
     failures, parameters = [], GROUP_PARAMETERS if group else PARAMETERS
     for key, expected in maps.items():
         analyzer, neuron = key.split("|")
-        explainer = build_explainer(Component(name=analyzer, params=parameters.get(analyzer, {})), network)
+        explainer = build_explainer(analyzer, network, **parameters.get(analyzer, {}))
         found = explainer.attribute(inputs, target=int(neuron))[0, 0].numpy()
         found = found[::4, ::4, ::4] if group else found
         # Deep Taylor maps of a negative logit are zero everywhere, and so must ours be.
