@@ -25,7 +25,7 @@ from explainable_mri.preprocessing import study as module
 from explainable_mri.preprocessing.dicom import DicomError, choose_series, convert_series, find_series, unpack
 from explainable_mri.preprocessing.pipeline import Recipe, preprocess
 from explainable_mri.preprocessing.scans import PrepareError, find_scans, read_scan
-from explainable_mri.preprocessing.simulation import simulate_raw_scan, write_dicom
+from explainable_mri.preprocessing.simulation import simulate_raw_scan, write_dicom, write_enhanced_dicom
 from explainable_mri.preprocessing.study import prepare
 
 GRID = get_grid("mni_3mm")
@@ -330,6 +330,10 @@ def compress_unreadably(header, _) -> None:
     header.PixelData = pydicom.encaps.encapsulate([b"\0" * 100])
 
 
+def announce_much(header, _) -> None:
+    header.Rows = header.Columns = 65535
+
+
 HARMFUL = {
     "slices are missing": lambda folder: sorted(folder.iterdir())[20].unlink(),
     "compressed as High-Throughput JPEG 2000": lambda folder: edit(folder, compress_unreadably),
@@ -340,7 +344,16 @@ HARMFUL = {
     "differ in the name and date of birth": lambda folder: write_dicom(
         BLOCK, folder, **{**PERSON, "PatientName": "Byron^Ada", "PatientBirthDate": "18160101", "SeriesNumber": 2}),
     "more than one study": lambda folder: write_dicom(BLOCK, folder, SeriesNumber=2, PatientID="another"),
-    "damaged or of an unknown kind": lambda folder: edit(folder, lambda each, _: delattr(each, "PixelData"))}
+    r"40 of its 40 files lack PixelData \(7FE0,0010\)": lambda folder: edit(folder, lambda each, _: delattr(each, "PixelData")),
+    r"1 of its 40 files lack ImagePositionPatient \(0020,0032\)": lambda folder: edit(
+        folder, lambda each, _: delattr(each, "ImagePositionPatient"), slice(7, 8)),
+    r"lack ImageOrientationPatient \(0020,0037\)": lambda folder: edit(
+        folder, lambda each, _: delattr(each, "ImageOrientationPatient")),
+    r"lack PixelSpacing \(0028,0030\)": lambda folder: edit(folder, lambda each, _: delattr(each, "PixelSpacing")),
+    r"lack Rows \(0028,0010\)": lambda folder: edit(folder, lambda each, _: delattr(each, "Rows")),
+    r"lack Modality \(0008,0060\)": lambda folder: edit(folder, lambda each, _: delattr(each, "Modality")),
+    "million voxels, more than the": lambda folder: edit(folder, announce_much),
+    "damaged or of an unknown kind": lambda folder: edit(folder, lambda each, _: setattr(each, "PixelData", b"short"))}
 
 
 @pytest.mark.parametrize(("message", "damage"), HARMFUL.items(), ids=HARMFUL)
@@ -350,6 +363,96 @@ def test_unusable_dicom_is_refused_without_a_word_about_the_person(tmp_path, mes
     with pytest.raises(DicomError, match=message) as caught:
         read_dicom(tmp_path / "exam")
     assert not any(value in str(caught.value) for value in PERSON.values())
+
+
+def write_frames(path: Path, change: Callable) -> nib.Nifti1Image:
+    "Write an enhanced file after `change` was made to it, and read it."
+    import pydicom
+    file = pydicom.dcmread(write_enhanced_dicom(BLOCK, path))
+    change(file)
+    file.save_as(path)
+    return read_dicom(path.parent)
+
+
+def shuffle_frames(file) -> None:
+    "Store the frames in any order, each with the place and number that it had."
+    order = np.random.default_rng(0).permutation(file.NumberOfFrames)
+    pixels, frames = file.pixel_array[order], list(file.PerFrameFunctionalGroupsSequence)
+    file.PerFrameFunctionalGroupsSequence = [frames[index] for index in order]
+    file.PixelData = pixels.tobytes()
+
+
+def number_backwards(file) -> None:
+    for number, frame in enumerate(file.PerFrameFunctionalGroupsSequence):
+        frame.FrameContentSequence[0].InStackPositionNumber = file.NumberOfFrames - number
+
+
+def drop_content(file) -> None:
+    shuffle_frames(file)
+    for frame in file.PerFrameFunctionalGroupsSequence:
+        del frame.FrameContentSequence
+
+
+@pytest.mark.parametrize("change", [lambda file: None, shuffle_frames, number_backwards, drop_content])
+def test_frames_of_enhanced_dicom_lie_where_they_say(tmp_path, change):
+    pytest.importorskip("dicom2nifti", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    image = write_frames(tmp_path / "exam" / "1.dcm", change)
+    np.testing.assert_array_equal(np.asarray(image.dataobj), np.asarray(BLOCK.dataobj))
+    np.testing.assert_allclose(image.affine, BLOCK.affine, atol=1e-4)
+
+
+def test_frames_that_are_no_single_volume_are_refused(tmp_path):
+    pytest.importorskip("dicom2nifti", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+
+    def repeat(file) -> None:
+        frames = file.PerFrameFunctionalGroupsSequence
+        frames[3].PlanePositionSequence = frames[4].PlanePositionSequence
+
+    def lose_place(file) -> None:
+        del file.PerFrameFunctionalGroupsSequence[3].PlanePositionSequence[0].ImagePositionPatient
+
+    for message, change in {"40 frames lie at 39 places": repeat, "frames of it lack ImagePositionPatient": lose_place}.items():
+        with pytest.raises(DicomError, match=message):
+            write_frames(tmp_path / message[:3] / "1.dcm", change)
+
+
+def test_a_conversion_that_mirrors_is_noticed(tmp_path, monkeypatch):
+    convert = pytest.importorskip("dicom2nifti.convert_dicom", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    write_dicom(BLOCK, tmp_path / "exam")
+    right = convert.dicom_array_to_nifti
+
+    def mirror(*arguments, **keywords):
+        image = right(*arguments, **keywords)["NII"]
+        return {"NII": nib.Nifti1Image(np.asarray(image.dataobj)[:, :, ::-1], image.affine)}
+
+    monkeypatch.setattr(convert, "dicom_array_to_nifti", mirror)
+    with pytest.raises(DicomError, match="do not lie where its headers say"):
+        read_dicom(tmp_path / "exam")
+
+
+@pytest.mark.parametrize("description", ["t1_mprage +Gd", "t1 mprage KM", "T1 post contrast", "t1_mprage_ce"])
+def test_series_without_contrast_agent_is_preferred(tmp_path, description):
+    pytest.importorskip("dicom2nifti", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    from explainable_mri.preprocessing.dicom import find_warnings
+    write_dicom(BLOCK, tmp_path, SeriesNumber=2, SeriesDescription=description, StudyInstanceUID="1.2")
+    series, _ = choose_series(find_series(tmp_path))
+    assert find_warnings(series) == ["a contrast agent is noted in the header or the description"]
+    write_dicom(BLOCK.slicer[4:], tmp_path, SeriesNumber=3, SeriesDescription="t1_mprage pre contrast", StudyInstanceUID="1.2")
+    series, report = choose_series(find_series(tmp_path))
+    assert series.number == 3 and report[0].endswith("fit, but series 3 has no contrast agent") and not find_warnings(series)
+
+
+def test_deflated_dicom_is_bounded(tmp_path):
+    pydicom = pytest.importorskip("pydicom", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    from explainable_mri.preprocessing.dicom import _check_inflated
+    path = next(write_dicom(BLOCK, tmp_path).iterdir())
+    header = pydicom.dcmread(path)
+    header.file_meta.TransferSyntaxUID, header.PixelData = pydicom.uid.DeflatedExplicitVRLittleEndian, b"\0" * 2**24
+    header.save_as(path)
+    assert path.stat().st_size < 2**16
+    _check_inflated(path)
+    with pytest.raises(DicomError, match="unpacks to more than"):
+        _check_inflated(path, most=2**20)
 
 
 def mirror_qform(image: nib.Nifti1Image) -> None:

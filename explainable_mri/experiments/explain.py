@@ -29,7 +29,7 @@ from .folder import (
     check_experiment, check_inputs, check_seal, load_cohort, open_experiment, read_scans, save_figures, seal, write_table)
 from .train import read_predictions
 from ..files import read_json, safe_name, write_json
-from ..inference import Model, load_model
+from ..inference import Model, RelevanceMap, load_model
 from ..report.figures import (
     plot_correlation, plot_enrichment, plot_regions, plot_relevance, relevance_limits)
 
@@ -38,7 +38,7 @@ def explain_table(
     config: ExperimentConfig,  # explainer, target, batch size, device
     model: Model,              # a model
     table: pd.DataFrame,       # path and covariates, a row a scan
-) -> Iterator[np.ndarray]:     # relevance map (x, y, z) of each scan
+) -> Iterator[RelevanceMap]:   # the relevance map of each scan
     "Explain the scans of a table, a batch in memory at a time."
     settings, in_memory = config.explanation, CacheConfig(dtype=config.cache.dtype)  # each map is used once, so none is kept
     if torch.cuda.is_available() and config.training.accelerator != "cpu":
@@ -71,17 +71,24 @@ def _mean_path(folder: Path, group: str) -> Path:
     return folder / f"mean_relevance_{safe_name(group)}.nii.gz"
 
 # %% ../../nbs/82_explain.ipynb #4b32d6df
+def _sums(found: RelevanceMap) -> dict[str, object]:
+    "What a map sums to, and what it should, as columns."
+    if found.check is None:
+        return {}
+    return {"map_sum": found.check.total[0], "expected_sum": found.check.expected[0], "expected_is": found.check.meaning}
+
+
 def _write_maps(config: ExperimentConfig, model: Model, scans: pd.DataFrame, folder: Path) -> None:
     "Explain scans, and write their maps, the mean maps of groups, and the tables of what was measured."
     atlas, measure = load_atlas(config.explanation.atlas, model.grid), build_measures(config.explanation.measures, model.grid)
     numbers, regions = [], []
 
     def explained() -> Iterator[np.ndarray]:
-        for (_, scan), relevance in zip(scans.iterrows(), explain_table(config, model, scans), strict=True):
-            path = save_volume(relevance, _map_path(folder, scan), model.grid)
-            numbers.append({"relevance_map": str(path.resolve()), **measure(relevance, scan)})
-            regions.append(region_tables([(path.name, relevance)], atlas, model.grid))
-            yield relevance
+        for (_, scan), found in zip(scans.iterrows(), explain_table(config, model, scans), strict=True):
+            path = save_volume(found.relevance, _map_path(folder, scan), model.grid)
+            numbers.append({"relevance_map": str(path.resolve()), **measure(found.relevance, scan), **_sums(found)})
+            regions.append(region_tables([(path.name, found.relevance)], atlas, model.grid))
+            yield found.relevance
 
     for group, mean in mean_maps(scans.group, explained()).items():
         save_volume(mean, _mean_path(folder, group), model.grid)

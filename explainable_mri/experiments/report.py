@@ -92,6 +92,15 @@ def _prediction_section(config: ExperimentConfig, folders: list[Path]) -> Sectio
         *_figures(training_figures(config, folders))])
 
 # %% ../../nbs/83_report.ipynb #9b0176b6
+def _sum_line(scans: pd.DataFrame) -> str:
+    "Whether maps sum to what they explain, in words."
+    if "map_sum" not in scans or scans.expected_sum.isna().all():
+        return "This method has no check of its sums."
+    share = (scans.map_sum / scans.expected_sum.where(scans.expected_sum != 0)).median()
+    return (f"Check of the maps: all {len(scans)} are finite, and the sum of a map is {share:.2f} times {scans.expected_is.iloc[0]} in the median. "
+            "A method that conserves relevance gives 1; biases and the rules of some layers take their share.")
+
+
 def _relevance_section(config: ExperimentConfig, folders: list[Path], figures: dict[str, matplotlib.figure.Figure]) -> Section:
     "Mean relevance by group, and its regions."
     group, grid, target = read_group(config), get_grid(config.grid), config.explanation.target
@@ -100,7 +109,7 @@ def _relevance_section(config: ExperimentConfig, folders: list[Path], figures: d
     what = "the predicted class" if target is None else f"'{outputs[target] if isinstance(target, int) and target < len(outputs) else target}'"
     return Section("Where relevance lies", [
         Text(f"Relevance by {config.explanation.explainer.name} for {what}: positive values speak for it, negative ones "
-             "against it. The maps are means over the test scans of a group."),
+             "against it. The maps are means over the test scans of a group.\n\n" + _sum_line(read_explanations(folders))),
         *_figures({name: figure for name, figure in figures.items() if name.startswith(("relevance", "regions"))}),
         Table(regions[["region", "volume", "relevance", "share", "mean", "peak", "x", "y", "z"]],
               f"The regions with most relevance in the mean map of {group}; positions of the peaks in mm.",
