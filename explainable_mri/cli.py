@@ -199,29 +199,40 @@ def report_command(config: ExperimentConfig) -> None:
 # %% ../nbs/95_cli.ipynb #72a77c9a
 @main.command("prepare")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.option("--list", "only_list", is_flag=True, help="Show the participants and visits in SOURCE, and prepare nothing.")
+@click.option("--pattern", help="Regular expression for paths below SOURCE, with named groups: subject, and session if there are visits.")
 @click.option("--grid", default="cat12_1.5mm", show_default=True, help="Grid of the grey-matter maps.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Scans prepared at the same time.")
 @click.option("--smooth", type=click.FloatRange(min=0, min_open=True), help="Width (FWHM) of smoothing in mm; none by default.")
-def prepare_command(source: Path, out: Path, grid: str, jobs: int, smooth: float | None) -> None:
-    """Turn raw scans (DICOM folders, zipped DICOM, NIfTI) into grey-matter maps on a grid.
+def prepare_command(source: Path, out: Path | None, only_list: bool, pattern: str | None, grid: str, jobs: int, smooth: float | None) -> None:
+    """Turn raw scans (DICOM folders, zipped DICOM, NIfTI, Analyze, MGH) into grey-matter maps on a grid.
 
-    A scan that fails does not stop the others, but the command ends with code 1 and says which failed. Run again, it keeps what
-    is finished.
+    Who is who is read from paths; the layouts of BIDS, ADNI and OASIS are known. Look at the list first: --list. A scan that fails does not
+    stop the others, but the command ends with code 1 and says which failed. Run again, it keeps what is finished.
 
     \b
     Example:
+      explainable-mri prepare study/ --list
       explainable-mri prepare study/ prepared/ --grid cat12_1.5mm --jobs 2
+      explainable-mri prepare study/ prepared/ --pattern '(?P<subject>[^/]+)/visit(?P<session>[0-9]+)/'
     """
+    from explainable_mri.preprocessing.scans import survey
+
+    if only_list:
+        click.echo(survey(source, exclude=out, pattern=pattern).describe())
+        return
+    if out is None:
+        raise click.UsageError("Name the folder for the results, OUT, or give --list.")
     from explainable_mri.preprocessing.pipeline import Recipe
     from explainable_mri.preprocessing.study import prepare
 
-    study = prepare(source, out, grid=grid, jobs=jobs, recipe=Recipe(smooth=smooth))
+    study = prepare(source, out, grid=grid, jobs=jobs, recipe=Recipe(smooth=smooth), pattern=pattern)
     click.echo(f"Prepared: {study.table}")
     if study.failed:
         raise click.ClickException(study.describe_failures())
 
-
+# %% ../nbs/95_cli.ipynb #5d1c0f3e
 @main.command("import-keras")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from ..config import CacheConfig
 from .residuals import ResidualModel, check_sizes
 from .streams import map_ahead, write_maps
 from .volumes import Grid, Volume, VolumeError, load_volume
+from ..environment import progress_bar
 from ..errors import ExplainableMRIError
 from ..files import hash_file, read_json, write_json
 
@@ -40,7 +40,7 @@ def _read(paths: Iterable[str], count: int, grid: Grid, threads: int) -> Iterato
             return error
 
     problems, noted = [], []
-    with tqdm(total=count, desc="Reading scans", unit="scan", delay=2) as progress:
+    with progress_bar(total=count, desc="Reading scans", unit="scan", delay=2) as progress:
         for result in map_ahead(read, paths, threads):
             progress.update()
             if isinstance(result, VolumeError):

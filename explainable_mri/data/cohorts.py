@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError, validate_call
 from tableone import TableOne
-from tqdm.auto import tqdm
 
 from .identity import identity_key, order_visits, unify
 from .tables import (
     ColumnTypes, TableError, map_columns, missing_codes, no_column, place, read_table, to_numbers, understand)
 from .volumes import Grid, VolumeError, check_volume, get_grid
+from ..environment import progress_bar
 from ..errors import suggest
 from ..registry import COHORTS
 
@@ -178,7 +178,7 @@ def _sample(path: str) -> str | None:
 # %% ../../nbs/15_cohorts.ipynb #683225a0
 def _check_files(paths: pd.Series, grid: Grid) -> Iterator[tuple[Any, str]]:
     "Find files that are missing, damaged or on another grid, by their headers."
-    for row, path in tqdm(paths.items(), total=len(paths), desc="Checking scans", unit="scan", delay=2):
+    for row, path in progress_bar(paths.items(), total=len(paths), desc="Checking scans", unit="scan", delay=2):
         if pd.isna(path):
             yield row, "path is missing"
             continue

@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 from scipy import ndimage
-from tqdm.auto import tqdm
 
 from .atlases import load_atlas, load_brain_mask, load_template
 from .cohorts import Cohort, CohortError, InclusionCriteria, make_cohort
 from .tables import read_table
 from .volumes import Grid, get_grid, save_volume
+from ..environment import progress_bar
 from ..errors import ExplainableMRIError, suggest
 from ..files import hash_file, read_json, replacing, write_json
 from ..registry import COHORTS
@@ -297,7 +297,7 @@ def _simulate(folder: Path, simulator: Simulator, visits: list[tuple[Person, int
     ]:
         raise PhantomError(f"{folder / changed[0]} is not what was simulated: it has been changed since. "
                            "Delete it, and it is made anew.")
-    visits = tqdm(visits, desc="simulating scans", unit="scan", delay=2)
+    visits = progress_bar(visits, desc="simulating scans", unit="scan", delay=2)
     rows = [_write_scan(folder, simulator, person, session) for person, session in visits]
     write_json(DICTIONARY, folder / "participants.json")
     with replacing(folder / "participants.tsv") as partial:

@@ -15,8 +15,8 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from ..environment import progress_bar
 from ..files import replacing
 
 # %% ../../nbs/18_streams.ipynb #a7bcdcf4
@@ -30,7 +30,7 @@ def in_blocks(
 ) -> Iterator[tuple[slice, list[np.ndarray]]]:  # rows and their maps, a few at a time
     "Go through maps in blocks; raises `ValueError` for maps of several shapes, or another number of them."
     done, volumes, shape = 0, iter(volumes), None
-    with tqdm(total=count, desc=description, unit="scan", delay=2) as progress:
+    with progress_bar(total=count, desc=description, unit="scan", delay=2) as progress:
         while block := list(islice(volumes, _BLOCK)):
             shape = shape or np.shape(block[0])
             if other := {np.shape(volume) for volume in block} - {shape}:

@@ -29,16 +29,16 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from ..data.volumes import Grid, VolumeError, get_grid, save_volume
-from ..environment import optional_import, package_versions
+from ..data.volumes import Grid, get_grid, save_volume
+from ..environment import optional_import, package_versions, progress_bar
+from ..errors import ExplainableMRIError
 from ..files import read_json, replacing, write_json
-from .dicom import DicomError
-from .participants import keep_entries, make_table, read_before, read_participants
-from .pipeline import PreprocessError, Recipe, preprocess
+from .participants import keep_entries, make_table, match_participants, read_before, read_participants
+from .pipeline import Recipe, preprocess
 from .quality import plot_quality, write_quality_page
-from .scans import PrepareError, Scan, find_scans, read_scan
+from .scans import PrepareError, Scan, Survey, find_scans, read_scan, survey
 
 # %% ../../nbs/31_study.ipynb #866e04b5
 def _hash_files(files: Iterable[Path]) -> str:
@@ -115,22 +115,22 @@ def prepare_scan(
     record = {
         "subject": scan.subject, "session": scan.session, "kind": scan.kind, "map": name, **_settings(grid, recipe),
         "source_sha256": _hash_files(scan.files), "map_sha256": _hash_files([folder / name]),
-        "series": raw.series, "notes": [*scan.notes, *raw.notes], "covariates": raw.covariates, "measures": result.measures,
+        "series": raw.series, "notes": [*scan.notes, *raw.notes], "covariates": {**raw.covariates, **scan.columns}, "measures": result.measures,
         "started": started.isoformat("T", "seconds"),
         "seconds": {**result.seconds, "total": round(time.perf_counter() - begin, 2)}, "python": sys.version.split()[0]}
     write_json(record, folder / "provenance.json")
     return record
 
 # %% ../../nbs/31_study.ipynb #914e6235
-_KNOWN_ERRORS = (DicomError, PreprocessError, VolumeError)
+_UNSAID = 74  # exit code of a process that could not even write down its error
 
 
 def _describe(error: Exception, scan: Scan) -> str:
     "Say what stopped a scan. The text of an unexpected error may quote a DICOM header, so there it is left out."
-    if isinstance(error, _KNOWN_ERRORS):
+    if isinstance(error, ExplainableMRIError):
         return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
-    text = f": {error}" if scan.kind == "nifti" or isinstance(error, OSError) else ""
+    text = f": {error}" if scan.kind == "image" or isinstance(error, OSError) else ""
     return f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}{text}"
 
 
@@ -152,7 +152,10 @@ def _run_job(path: str) -> None:
     try:
         prepare_scan(scan, job["folder"], get_grid(job["grid"]), recipe)
     except Exception as error:
-        write_json({"error": _describe(error, scan)}, job["failure"])
+        try:
+            write_json({"error": _describe(error, scan)}, job["failure"])
+        except OSError:
+            os._exit(_UNSAID)
 
 # %% ../../nbs/31_study.ipynb #2c1d3b3f
 def _start(scan: Scan, folder: Path, grid: Grid, recipe: Recipe, threads: int) -> str | None:
@@ -162,15 +165,19 @@ def _start(scan: Scan, folder: Path, grid: Grid, recipe: Recipe, threads: int) -
         described = {**asdict(scan), "files": [str(path) for path in scan.files]}
         write_json({"scan": described, "folder": str(folder), "grid": grid.name, "recipe": asdict(recipe),
                     "failure": str(failure)}, job)
+        package = Path(sys.modules["explainable_mri"].__file__).resolve().parents[1]
         environment = {**os.environ, "TMPDIR": temporary, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
                        "OMP_NUM_THREADS": str(threads), "MPLBACKEND": "agg",
-                       "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+                       "PYTHONPATH": os.pathsep.join([str(package), *filter(None, sys.path)])}
         command = "import sys; from explainable_mri.preprocessing.study import _run_job; _run_job(sys.argv[1])"
-        with subprocess.Popen([sys.executable, "-c", command, str(job)], env=environment, stdin=subprocess.PIPE,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen([sys.executable, "-P", "-c", command, str(job)],  # -P: no module from the current folder
+                              env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL) as process:
             code = process.wait()  # with the input open: its end tells the process that this one is gone
         if failure.is_file():
             return read_json(failure)["error"]
+        if code == _UNSAID:
+            return f"Nothing can be written into {folder.parent}. Make room on that disk, and see whether you may write there."
         if code:
             ended = f"was ended by the signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
             return f"The process {ended}; too little memory is a frequent cause."
@@ -211,8 +218,9 @@ def _source_of(folder: Path) -> str | None:
 
 def _prepare_scans(scans: Sequence[Scan], out: Path, grid: Grid, recipe: Recipe, jobs: int) -> dict[str, str]:
     "Prepare what is not finished yet, some scans at a time; returns what stopped the scans that failed, by name."
+    failed = {scan.name: scan.problem for scan in scans if scan.problem}
     threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
-    settings, failed = _settings(grid, recipe), {}
+    settings = _settings(grid, recipe)
 
     def work(scan: Scan) -> str | None:
         if (reason := _why_again(scan, out / scan.name, settings)) is None:
@@ -221,10 +229,12 @@ def _prepare_scans(scans: Sequence[Scan], out: Path, grid: Grid, recipe: Recipe,
             tqdm.write(f"{scan.name} is prepared again: {reason}.")
         return _start(scan, out / scan.name, grid, recipe, threads)
 
+    for name, problem in failed.items():
+        tqdm.write(f"{name}: {problem}")
     with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(work, scan): scan for scan in scans}
+        running = {pool.submit(work, scan): scan for scan in scans if not scan.problem}
         try:
-            for done in tqdm(as_completed(running), total=len(scans), desc="Preparing scans", unit="scan"):
+            for done in progress_bar(as_completed(running), total=len(running), desc="Preparing scans", unit="scan"):
                 if error := done.result():
                     failed[running[done].name] = error
                     tqdm.write(f"{running[done].name}: {error}")
@@ -247,7 +257,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], sources: dict[str, str | None],
-                   participants: pd.DataFrame | None, before: pd.DataFrame) -> Prepared:
+                   known: pd.DataFrame | None, before: pd.DataFrame) -> Prepared:
     "Write table, quality pages and the list of failures; `sources` are the hashes of the files that stood in the records before."
     errors = pd.DataFrame(sorted(failed.items()), columns=["scan", "error"])
     with replacing(out / "failed.tsv") as partial:
@@ -256,7 +266,7 @@ def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], sou
     if len(failed) == len(scans):
         raise PrepareError(prepared.describe_failures())
     records = {scan.name: read_json(out / scan.name / "provenance.json") for scan in scans if scan.name not in failed}
-    table = make_table(records, participants)
+    table = make_table(records, known)
     changed = {f"{name}/{record['map']}" for name, record in records.items() if record["source_sha256"] != sources[name]}
     for path in sorted(changed & set(before["path"])):
         tqdm.write(f"{path}: what had been filled into the table is left out, since it may belong to another scan.")
@@ -271,34 +281,51 @@ def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], sou
 
 # %% ../../nbs/31_study.ipynb #15a43888
 def prepare(
-    source: str | os.PathLike,    # folder of DICOM, zip and NIfTI files, or one such file
+    source: str | os.PathLike,    # folder of DICOM, zip and image files, or one such file
     out: str | os.PathLike,       # folder for the results; a folder of an interrupted run continues it
     grid: str = "cat12_1.5mm",    # name of the grid of the maps
     jobs: int = 1,                # scans prepared at the same time
     recipe: Recipe = Recipe(),    # settings, such as smoothing
+    pattern: str | None = None,   # regular expression for paths below `source`, with named groups, `subject` among them
 ) -> Prepared:                    # the table, and what failed
     """Prepare raw T1-weighted scans; failed scans do not stop the others, and are tried again next time.
 
-    What is filled into `out`/participants.tsv, such as groups, stays there. Raises `PrepareError` where nothing can be
-    prepared, where `out` holds maps made with other settings, or where another run is at work there.
+    Before the first scan, the list of scans is written to `out`/scans.tsv, and participants.tsv in `source` is matched with it. What is filled
+    into `out`/participants.tsv, such as groups, stays there. Raises `PrepareError` where nothing can be prepared, where `out` holds maps
+    made with other settings, or where another run is at work there, and `TableError` for a table that cannot be used.
     """
-    for module in ("ants", "dicom2nifti"):
-        if find_spec(module) is None:  # importing them here would take seconds; the processes do it
-            optional_import(module, "preprocess")
-    if jobs < 1:
-        raise PrepareError(f"jobs is {jobs}, expected 1 or more.")
+    _require_parts(jobs)
     source, out, space = Path(source), Path(out), get_grid(grid)
     if out.exists() and not out.is_dir():
         raise PrepareError(f"{out}: is a file; expected a folder for the results. Name another.")
-    scans = find_scans(source, exclude=out)
-    participants = read_participants(source)
+    found = survey(source, exclude=out, pattern=pattern)
+    known, notes = match_participants(found.scans, read_participants(source), source)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PrepareError(f"{out}: cannot be the folder for the results ({error.strerror}). Name another.") from None
-    _check_settings(out, scans, _settings(space, recipe))
+    _check_settings(out, found.scans, _settings(space, recipe))
     with _alone(out):
         before = read_before(out / "participants.tsv")
-        sources = {scan.name: _source_of(out / scan.name) for scan in scans}
-        failed = _prepare_scans(scans, out, space, recipe, jobs)
-        return _write_results(out, scans, failed, sources, participants, before)
+        _write_list(found, out)
+        for line in [f"{found.summary()} The list is in {out / 'scans.tsv'}.", *notes]:
+            tqdm.write(line)
+        sources = {scan.name: _source_of(out / scan.name) for scan in found.scans}
+        failed = _prepare_scans(found.scans, out, space, recipe, jobs)
+        return _write_results(out, found.scans, failed, sources, known, before)
+
+
+def _require_parts(jobs: int) -> None:
+    "Raise `ImportError` where a package is missing, and `PrepareError` for a number of jobs that cannot be."
+    for module in ("ants", "dicom2nifti"):
+        if find_spec(module) is None:  # importing them here would take seconds; the processes do it
+            optional_import(module, "preprocess")
+    if not 1 <= jobs <= 1024:
+        raise PrepareError(f"jobs is {jobs}, expected 1 to 1024.")
+
+
+def _write_list(found: Survey, out: Path) -> None:
+    "Write scans.tsv: every scan that was found, and every file that is left out, and why."
+    left = pd.DataFrame([{"kind": "left out", "remarks": f"{path}: {reason}"} for path, reason in found.left_out.items()])
+    with replacing(out / "scans.tsv") as partial:
+        pd.concat([found.table(), left]).to_csv(partial, sep="\t", index=False, na_rep="n/a")
