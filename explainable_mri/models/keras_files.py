@@ -128,10 +128,10 @@ def _pairs(references: list) -> list[tuple[str, int, int]]:
     "Inputs or outputs of a model; Keras 3 writes a single one without the outer list."
     return [tuple(references)] if isinstance(references[0], str) else [tuple(one) for one in references]
 
-# %% ../../nbs/37_keras_files.ipynb #50b9e6d2
+
 Models = tuple[str, ...]  # names of the nested models that an entry is in, from the outermost inwards
 
-
+# %% ../../nbs/37_keras_files.ipynb #50b9e6d2
 class _Reader:
     "Collects the calls of a model and of the models nested in it."
 
