@@ -183,7 +183,7 @@ def _walk(folder: Path) -> list[Path]:
     "All files below a folder, links to nothing among them; what is hidden is passed over, and no link is followed in a circle."
     files = []
     for place, folders, names in os.walk(folder, followlinks=True):
-        above = {os.path.realpath(place), *map(str, Path(os.path.realpath(place)).parents)}
+        above = {os.path.realpath(each) for each in (place, *Path(place).parents)}
         folders[:] = sorted(name for name in folders if not name.startswith(".") and os.path.realpath(Path(place, name)) not in above)
         files += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(files)
@@ -419,14 +419,14 @@ def _settle(root: Path, scans: list[Scan]) -> list[Scan]:
     for scan in scans:
         key = (identity_key(scan.subject), identity_key(scan.session))
         rivals = max(claims.get(key, []), claims[scan.name.casefold()], key=len)
-        if len(rivals) > 1 and not scan.problem:
-            places = [each.files[0].relative_to(root).as_posix() for each in rivals]
-            scan = replace(scan, problem=(
-                f"{' and '.join(places[:3])}{' and others' * (len(places) > 3)} would be {scan.subject}, visit {scan.session}. Remove all but one, "
-                "or say where participant and visit stand: --pattern '(?P<subject>[^/]+)/(?P<session>[^/]+)'."))
+        places = [each.files[0].relative_to(root).as_posix() for each in rivals]
         if scan.subject in spellings and not scan.problem:
             scan = replace(scan, problem=f"{' and '.join(spellings[scan.subject])} differ in spelling only, so that they may be one person "
                                          "or several. Write the same in the same way.")
+        elif len(rivals) > 1 and not scan.problem:
+            scan = replace(scan, problem=(
+                f"{' and '.join(places[:3])}{' and others' * (len(places) > 3)} would be {scan.subject}, visit {scan.session}. Remove all but one, "
+                "or say where participant and visit stand: --pattern '(?P<subject>[^/]+)/(?P<session>[^/]+)'."))
         settled.append(scan)
     return _number_names(settled)
 
