@@ -47,7 +47,7 @@ def identify() -> dict[str, object]:
               and tag >> 16 in {0x0008, 0x0010, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040, 0x4008}}
     step = pydicom.Dataset()
     step.RequestedProcedureDescription, step.ScheduledProcedureStepID = MARK, MARK
-    return {**marked, **PERSON, "PatientName": f"{MARK}^Augusta", "PatientID": MARK, "Manufacturer": "SIMULATED",
+    return {**marked, **PERSON, "PatientName": f"{MARK}^Augusta", "PatientID": MARK, "Manufacturer": "SIMULATED", "ContrastBolusAgent": "none",
             "SequenceName": "tfl3d", "RequestAttributesSequence": [step]}
 
 
@@ -588,7 +588,7 @@ def test_unexpected_error_quotes_no_header(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "read_scan", quote)
     monkeypatch.setattr(module.threading.Thread, "start", lambda _: None)
     job = tmp_path / "job.json"
-    scan = {"name": "a", "subject": "a", "session": "1", "kind": "dicom", "files": [], "notes": [], "problem": "", "columns": {}}
+    scan = {"name": "a", "subject": "a", "session": "1", "kind": "dicom", "files": [], "notes": [], "problem": "", "columns": {}, "other": ""}
     job.write_text(json.dumps({"scan": scan, "folder": str(tmp_path), "grid": GRID.name, "recipe": {},
                                "failure": str(tmp_path / "failure.json")}))
     module._run_job(job)

@@ -51,6 +51,10 @@ def people(folder: Path, **keywords) -> list[tuple[str, str]]:
     ("OAS30001_MR_d0129/scan.nii.gz", "OAS30001", "d0129"),
     ("P01/visit1/t1.nii.gz", "P01", "visit1"), ("visit2/P01.nii.gz", "P01", "visit2"), ("P01_m12_T1.nii.gz", "P01", "m12"),
     ("P01/2/t1.nii.gz", "P01", "2"), ("AD/P01/nifti/t1_mprage.nii.gz", "P01", "1"), ("P01/20100503/brain.nii.gz", "P01", "20100503"),
+    ("AIBL/10/MPRAGE/2008-01-02_10_00_00.0/S1/AIBL_10_MR_MPRAGE_br_raw_1.nii", "10", "2008-01-02"),
+    ("miriad_188_AD_M_02_MR_1.nii", "miriad_188", "02-1"), ("P001_sc.nii.gz", "P001", "sc"), ("P001/2019/t1.nii.gz", "P001", "2019"),
+    ("P001/01.02.2019/t1.nii.gz", "P001", "01.02.2019"), ("P01_t1_mprage_20200131101010_5.nii.gz", "P01", "20200131"),
+    ("P01_pre.nii.gz", "P01", "pre"), ("Project_S001_MR1/SCANS/3/NIFTI/t1.nii.gz", "Project_S001", "MR1"),
     ("baseline/001.nii.gz", "001", "baseline"), ("mprage_001.nii.gz", "001", "1"), ("Größe 1/t1.nii.gz", "Größe_1", "1")])
 def test_a_path_alone_says_who_and_when(tmp_path, path, subject, session):
     put(tmp_path, path)
@@ -69,7 +73,10 @@ def test_visits_and_people_of_the_same_file_name_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize(("names", "message"), [
-    (["site1/P01.nii.gz", "site1/P02.nii.gz"], "would be site1, visit 1"), (["P01/a_T1.nii.gz", "P01/b_T1.nii.gz"], "would be P01, visit 1"),
+    (["site1/P01.nii.gz", "site1/P02.nii.gz"], "'site1' may be a participant, or the folder of several (p1, p2)"),
+    (["P01/t1.nii.gz", "P01/mprage.nii.gz"], "would be P01, visit 1"), (["Study/P01/2019-01-01/t1.nii", "Study/P02/2020-01-01/t1.nii"],
+                                                                         "'Study' may be a participant, or the folder of several"),
+    (["AD/001.nii.gz", "CN/001.nii.gz"], "would be 001, visit 1"), (["P01/t1.nii.gz", "P01/t1 (1).nii.gz"], "would be P01, visit 1"),
     (["V1/P01.nii.gz"], "'V1' may be a participant or a visit of 'P01'"), (["P1.nii.gz", "P01.nii.gz"], "differ in spelling only"),
     (["Müller.nii.gz", unicodedata.normalize("NFD", "Müller.nii.gz")], "Remove all but one"), (["sub-1/sub-2_T1w.nii.gz"], "names sub-1 and sub-2"),
     (["a b.nii.gz", "a_b.nii.gz"], "Remove all but one"), (["sub-1/ses-1/sub-1_ses-2_T1w.nii.gz"], "names ses-1 and ses-2")])
@@ -169,6 +176,42 @@ def test_nan_background_is_read_as_zero_with_a_note(tmp_path):
     nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "P01.nii.gz")
     raw = read_scan(find_scans(tmp_path)[0])
     assert np.isfinite(raw.image.get_fdata()).all() and "are NaN, as SPM writes the background" in raw.notes[0]
+
+
+@pytest.mark.parametrize(("kept", "names"), [
+    (["mri/orig.mgz"], ["mri/aseg.mgz", "mri/T1.mgz", "mri/orig/001.mgz"]), (["T1.nii"], ["c1T1.nii", "wc1T1.nii", "mT1.nii", "y_T1.nii"]),
+    (["T1.nii"], ["mri/mwp1T1.nii", "mri/p0T1.nii", "mri/wmT1.nii"]), (["T1.nii"], ["T1_brain.nii", "T1_brain_pve_0.nii", "T1_seg.nii"]),
+    (["T1_brain.nii"], []), (["P01-T1.nii"], ["P01-T2.nii", "P01-PD.nii"])])
+def test_what_was_made_of_a_scan_is_no_second_scan(tmp_path, kept, names):
+    for name in (*kept, *names):
+        (tmp_path / "P01" / name).parent.mkdir(parents=True, exist_ok=True)
+        nib.save((nib.MGHImage if name.endswith(".mgz") else nib.Nifti1Image)(VOXELS, AFFINE), tmp_path / "P01" / name)
+    found = survey(tmp_path)
+    assert [scan.files[0].relative_to(tmp_path / "P01").as_posix() for scan in found.scans] == kept and people(tmp_path) == [("P01", "1")]
+    assert len(found.left_out) == len(names)
+
+
+def test_repeats_of_oasis_and_runs_of_bids(tmp_path):
+    put(tmp_path, *(f"disc1/OAS1_0001_MR1/RAW/OAS1_0001_MR1_mpr-{number}_anon.nii" for number in (1, 2, 3)),
+        "disc1/OAS1_0001_MR1/PROCESSED/MPRAGE/OAS1_0001_MR1_mpr_n4_anon_sbj_111.nii", "sub-1_run-1_T1w.nii", "sub-1_run-2_T1w.nii")
+    scans = find_scans(tmp_path)
+    assert [scan.name for scan in scans] == ["OAS1_0001_ses-MR1", "sub-1_run-1_T1w", "sub-1_run-2_T1w"]
+    assert scans[0].files[0].name == "OAS1_0001_MR1_mpr-1_anon.nii"
+    assert scans[1].notes == ("of the same participant and visit as sub-1_run-2_T1w; keep one in a cohort",)
+
+
+def test_names_that_hide_what_is_in_a_file(tmp_path):
+    put(tmp_path, "P01.nii.gz", "P02.nii", "P03.nii.gz")
+    (tmp_path / "P01.nii.gz").rename(tmp_path / "P01.NII.GZ")
+    (tmp_path / "P02.nii").rename(tmp_path / "P02.nii.gz")
+    (tmp_path / "P03.nii.gz").rename(tmp_path / "P03.nii")
+    scans = find_scans(tmp_path)
+    np.testing.assert_array_equal(read_scan(scans[0]).image.get_fdata(), VOXELS)
+    for scan, words in zip(scans[1:], ("not compressed, against its name; name it P02.nii)", "is compressed, against its name; name it P03.nii.gz"),
+                           strict=True):
+        with pytest.raises(VolumeError) as caught:
+            read_scan(scan)
+        assert words in str(caught.value)
 
 
 def announce(path: Path, shape: tuple[int, int, int] = (30000, 30000, 3000), offset: float = 352) -> Path:

@@ -38,6 +38,9 @@ class PrepareError(ExplainableMRIError, ValueError):
     "Raw scans that cannot be prepared."
 
 
+_SAY = "say where participant and visit stand: --pattern '(?P<subject>[^/]+)/(?P<session>[^/]+)', where [^/]+ is a part of the path."
+
+
 def _clean(text: str) -> str:
     "A name without spaces and signs; letters of all languages stay."
     return re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text)).strip("._")[:100] or "scan"
@@ -45,12 +48,14 @@ def _clean(text: str) -> str:
 
 _ADNI = re.compile(r"(?<!\d)(\d{3}_S_\d{4,5})(?!\d)")
 _OASIS = re.compile(r"(?<![A-Za-z0-9])(?:(OAS[12]_\d{4})_(MR\d+)|(OAS[34]\d{4})(?:_[A-Za-z0-9]+)?_(d\d{4}))(?![A-Za-z0-9])")
+_AIBL = re.compile(r"(?:^|/)AIBL[/_](\d{1,4})[/_]")
+_MIRIAD = re.compile(r"(?<![A-Za-z0-9])(miriad_\d{3})_(?:AD|HC)_[MF]_(\d\d)_MR_(\d)(?!\d)", re.IGNORECASE)
 _DATE = r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:[0-2]\d|3[01])"
 _DAY = re.compile(rf"(?<!\d){_DATE}(?=\d{{6}}|\D|$)")
 
 
 def _known_layout(path: str) -> tuple[str, str] | None:
-    "Participant and visit in a path of BIDS, ADNI or OASIS; None in others. The visit is empty where the path tells none."
+    "Participant and visit in a path of BIDS, OASIS, MIRIAD, ADNI or AIBL; None in others. The visit is empty where the path tells none."
     if match := re.findall(r"(?:^|[/_])sub-([A-Za-z0-9]+)", path):
         if len(set(match)) > 1:
             raise PrepareError(f"the path names {' and '.join(f'sub-{label}' for label in dict.fromkeys(match))}; it has to be one")
@@ -60,7 +65,9 @@ def _known_layout(path: str) -> tuple[str, str] | None:
         return f"sub-{match[0]}", next(iter(visits), "")
     if match := _OASIS.search(path):
         return match[1] or match[3], match[2] or match[4]
-    if match := _ADNI.search(path):
+    if match := _MIRIAD.search(path):
+        return match[1], f"{match[2]}-{match[3]}"
+    if match := _ADNI.search(path) or _AIBL.search(path):
         day = re.sub(r"\D", "", _DAY.search(path)[0]) if _DAY.search(path) else ""
         return match[1], f"{day[:4]}-{day[4:6]}-{day[6:]}" if day else _visit_of(path[match.end():].split("/"))
     return None
@@ -71,10 +78,10 @@ _WORDS = set("""3d anat anatomy anatomical analyze axial bravo brain cor coronal
     t1 t1w t2 t2w tfe tfl unit1 vibe vol volume""".split())
 _GROUPS = set("""ad cn control controls dementia demented emci hc healthy lmci mci nc nondemented patient patients scd smc""".split())
 _NUMBERED = re.compile(r"(?:im|se|ser|series|image|img|slice)[-_ ]?\d+|st\d{4,}", re.IGNORECASE)
-_SHORT = r"(?:v|m|y|w|t|tp|mr|scan|wave)[-_ ]?\d+"
+_SHORT = r"(?:[vmywt]\d+|(?:v|tp|mr|scan|wave)[-_ ]?\d+)"
 _VISIT = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:session|visit|visite|timepoint|time|month|mon|year|yr|week|follow-?up|fu|exam)[-_ ]?\d+|ses[-_ ][A-Za-z0-9]+|"
-    rf"baseline|bl|screening|scmri|initial|{_DATE}|\d+[-_ ]?(?:months?|mo|years?|yrs?|weeks?)|{_SHORT})(?![A-Za-z0-9])", re.IGNORECASE)
+    rf"baseline|bl|screening|scmri|sc|initial|pre|post|before|after|vorher|nachher|follow-?up|fu|{_DATE}(?:\d{{6}}(?:_\d{{1,4}}[a-z]?)?)?|\d+[-_ ]?(?:months?|mo|years?|yrs?|weeks?)|{_SHORT})(?![A-Za-z0-9])", re.IGNORECASE)
 _SEQUENCES = ("t1", "t2")  # which are no visits
 
 
@@ -85,6 +92,7 @@ def _visit_of(parts: Iterable[str]) -> str:
         for match in _VISIT.finditer(part):
             if match[0].lower() not in _SEQUENCES:
                 name = re.sub(r"^ses[-_ ]", "", match[0], flags=re.IGNORECASE)
+                name = name[:8] if re.match(r"\d{14}", name) else name  # a day and its time, as dcm2niix writes it
                 found.setdefault(when(name) or identity_key(name), name)
     return "_".join(found.values())
 
@@ -102,24 +110,25 @@ def _name_of(part: str, is_file: bool) -> str:
 
 # %% ../../nbs/27_scans.ipynb #113928df
 def _identify(
-    path: str,          # path below the folder, with "/"; of a DICOM file the path of its folder
+    path: str,          # path below the folder, with "/"; of a DICOM file the path of its folder and a "/"
     root: str,          # name of the folder, for what lies in it directly
-) -> tuple[str, str]:   # participant, and visit, which is empty where the path tells none
+) -> tuple[str, str, str]:  # participant; visit, empty where the path tells none; the next name in the path, empty for none
     "Read participant and visit from a path; raises `PrepareError` for one that can be read in two ways."
     if known := _known_layout(path):
-        return known
+        return (*known, "")
     parts = [part for part in path.split("/") if part]
     names = [_name_of(part, place == len(parts) and not path.endswith("/")) for place, part in enumerate(parts, start=1)]
     first = next((place for place, name in enumerate(names) if name), None)
     visits = [part for part in parts[:first] if _visit_of([part])]
     if first is None and not visits:
-        return _clean(root), ""
+        return _clean(root), "", ""
     if first is None:
-        return _clean(visits[0]), _visit_of(parts[parts.index(visits[0]) + 1:])
+        return _clean(visits[0]), _visit_of(parts[parts.index(visits[0]) + 1:]), ""
     if short := [part for part in visits if re.fullmatch(_SHORT, part, re.IGNORECASE)]:
         raise PrepareError(f"'{short[0]}' may be a participant or a visit of '{names[first]}'")
-    later = [part for part in parts[first + 1:] if re.fullmatch(r"\d{1,3}", part)]
-    return _clean(names[first]), _visit_of(parts) or "_".join(later[:1])
+    later = [part for part in parts[first + 1:] if re.fullmatch(r"\d{1,4}", part) or (when(part) or "?")[0] == "date"]
+    other = next((name for part, name in zip(parts[first + 1:], names[first + 1:]) if name and part not in later), "")
+    return _clean(names[first]), _visit_of(parts) or "_".join(later[:1]), other
 
 # %% ../../nbs/27_scans.ipynb #ed8616a5
 def _compile(
@@ -155,6 +164,7 @@ class Scan:
     notes: tuple[str, ...] = ()  # what is uncertain about it, to be flagged
     problem: str = ""         # why it cannot be prepared, empty where it can be tried
     columns: Mapping[str, str] = field(default_factory=dict)  # what else a pattern took from its path
+    other: str = ""           # the name that follows that of the participant in its path
 
 
 _IMAGES = (".nii", ".nii.gz", ".img", ".img.gz", ".mgz", ".mgh")
@@ -214,25 +224,42 @@ _OTHER_WORDS = set("""adc angio asl b0 b1map bold dir dixon dti dwi epi fieldmap
     mask mra mtr pdw perf phase phasediff rest sbref scout seg survey swi t1map t2 t2map t2star t2w t2space tof""".split())
 
 
-def _why_left_out(path: Path, root: Path) -> str:
-    "Why an image file is no raw T1-weighted scan, by its name; empty where nothing says so."
-    if place := {"derivatives", "sourcedata"} & set(path.relative_to(root).parts[:-1]):
+_MADE_BEFORE = re.compile(r"(?:s|m0?|w|r|wm|mw|sm|smw|bias_|i?y_)?(?:[pc][1-6]|p0|wp[0-6])?|rp\d?_?", re.IGNORECASE)  # SPM, CAT12
+_MADE_AFTER = re.compile(r"[-_](?:brain|bet|brainmask|pve|seg|mask|restore|bias|biascorr|n4|mni|reg|skullstripped|defaced?)(?:[-_].*)?",
+                         re.IGNORECASE)  # FSL, ANTs
+_MAP = re.compile(r"(?:s\d?)?(?:m0?wp|mwc|wp|wc)[1-6]", re.IGNORECASE)
+
+
+def _why_left_out(path: Path, root: Path, beside: Mapping[Path, set[str]] = {}) -> str:
+    "Why an image file is no raw T1-weighted scan, by its name and those `beside` it; empty where nothing says so."
+    folders, stem = path.relative_to(root).parts[:-1], _stem(path)
+    if place := {"derivatives", "sourcedata", "PROCESSED", "FSL_SEG"} & set(folders):
         return f"in the folder '{place.pop()}'"
-    stem = _stem(path)
+    if path.name.endswith(".mgz") and "mri" in folders and (folders[-1] != "mri" or stem != "orig"):
+        return "made by FreeSurfer, of the scan in mri/orig.mgz"
+    if _MAP.match(stem):
+        return "a map of SPM or CAT12"
+    for name in beside.get(path.parent, set()) | beside.get(path.parent.parent, set()):
+        before, after = stem[:-len(name)], stem[len(name):]
+        if name != stem and not name.isdigit() and (stem == before + name and _MADE_BEFORE.fullmatch(before) or stem == name + after and _MADE_AFTER.fullmatch(after)):
+            return f"made of {name}"
     if re.match(r"sub-[A-Za-z0-9]+_", stem) and (suffix := re.search(r"_([A-Za-z0-9]+)$", stem)) and suffix[1] not in _SUFFIXES:
         if not re.search(r"t1|mprage|spgr|bravo|tfl", suffix[1], re.IGNORECASE) or suffix[1].lower() in _OTHER_WORDS:
             return f"named {suffix[1]}, not T1w"
-    words = set(re.split(r"[-_. ]+", re.sub(r"(sub|ses)-[A-Za-z0-9]+", "", stem).lower()))
-    return f"named {other[0]}" if (other := sorted(words & _OTHER_WORDS)) else ""
+    words = re.split(r"[-_. ]+", re.sub(r"(sub|ses)-[A-Za-z0-9]+", "", stem).lower())
+    others = sorted({*words} & _OTHER_WORDS) or ["pd"] * (len(words) > 1 and words[-1] == "pd")
+    return f"named {others[0]}" if others else ""
 
 # %% ../../nbs/27_scans.ipynb #20a30404
 def _file_scans(root: Path, files: list[Path], left_out: dict[str, str], expression: re.Pattern | None) -> list[Scan]:
     "A scan for each image and zip file, and for each file that looks like one and cannot be read."
-    scans = []
+    scans, beside = [], {}
+    for path in files:
+        beside.setdefault(path.parent, set()).add(_stem(path))
     for path in files:
         below = path.relative_to(root).as_posix()
         problem = _why_unreadable(path)
-        if reason := _why_left_out(path, root):
+        if reason := _why_left_out(path, root, beside):
             left_out[below] = reason
             continue
         kind = "zip" if _ending(path, (".zip",)) else "image"
@@ -247,7 +274,7 @@ def _file_scans(root: Path, files: list[Path], left_out: dict[str, str], express
 
 def _name(root: Path, below: str, stem: str, kind: str, files: tuple[Path, ...], expression: re.Pattern | None) -> Scan | None:
     "Name a scan by its path, or by what a pattern takes from it; None where the pattern does not fit."
-    columns: dict[str, str] = {}
+    columns, other = {}, ""
     try:
         if expression:
             if (columns := _match(expression, below)) is None:
@@ -255,14 +282,13 @@ def _name(root: Path, below: str, stem: str, kind: str, files: tuple[Path, ...],
             subject, session = _clean(columns.pop("subject")), columns.pop("session", "")
         else:
             folder = Path(below).parent.as_posix()
-            subject, session = _identify(f"{'' if folder == '.' else folder}/{stem}", root.name)
+            subject, session, other = _identify(f"{'' if folder == '.' else folder}/{stem}", root.name)
     except PrepareError as error:
         name = _clean(below.replace("/", "_"))
-        return Scan(name, name, "1", kind, files, problem=f"{below}: {error}. Say where the participant stands: --pattern "
-                                                          "'(?P<subject>[^/]+)/(?P<session>[^/]+)/'.")
+        return Scan(name, name, "1", kind, files, problem=f"{below}: {error}. Please {_SAY}")
     bids = not expression and re.match(r"sub-[A-Za-z0-9]+(_|$)", stem)
     name = _clean(stem) if bids else subject + (f"_ses-{_clean(session)}" if session else "")
-    return Scan(name, subject, _clean(session) if session else "1", kind, files, columns=columns)
+    return Scan(name, subject, _clean(session) if session else "1", kind, files, columns=columns, other=other)
 
 # %% ../../nbs/27_scans.ipynb #d0e02000
 def _are_one_study(one: list[Series], other: list[Series]) -> bool:
@@ -391,7 +417,7 @@ def _study_scans(root: Path, studies: list, origins: dict[tuple[str, str], Scan]
     owners = [(subject, [found for _, found in visits]) for (subject, _), visits in people.items()]
     named = _name_participants(root, owners)
     twins = _note_twins([name for name, _, _ in named], [studies for _, studies in owners])
-    for (subject, _), (name, notes, problem), more, visits in zip(people, named, twins, people.values(), strict=True):
+    for (subject, person), (name, notes, problem), more, visits in zip(people, named, twins, people.values(), strict=True):
         if any(is_named_after(name, series) for _, found in visits for series in found):
             raise PrepareError(f"{root}: the folder '{name}' is named after the patient in it, and the results would be too. Rename it "
                                "to a code.")
@@ -403,7 +429,8 @@ def _study_scans(root: Path, studies: list, origins: dict[tuple[str, str], Scan]
             origin = origins.get((subject, session))
             yield Scan(name if label == "1" and not session else f"{name}_ses-{label}", name, label, "dicom",
                        tuple(sorted({path for series in found for path in series.files})), (*notes, *more, *checked),
-                       problem or wrong or (origin.problem if origin else ""), origin.columns if origin else {})
+                       problem or wrong or (origin.problem if origin else ""), origin.columns if origin else {},
+                       origin.other if origin and not person else "")
 
 # %% ../../nbs/27_scans.ipynb #3ffca98b
 def _settle(root: Path, scans: list[Scan]) -> list[Scan]:
@@ -415,22 +442,34 @@ def _settle(root: Path, scans: list[Scan]) -> list[Scan]:
         claims.setdefault(scan.name.casefold(), []).append(scan)
         if not (scan.kind == "image" and re.match(r"sub-[A-Za-z0-9]+_", scan.name)):
             claims.setdefault(key, []).append(scan)
+    others, visits = {}, {}
+    for scan in scans:
+        visits.setdefault((identity_key(scan.subject), identity_key(scan.session)), []).append(scan)
+        others.setdefault(identity_key(scan.subject), set()).update({identity_key(scan.other)} - {""})
     settled = []
     for scan in scans:
         key = (identity_key(scan.subject), identity_key(scan.session))
         rivals = max(claims.get(key, []), claims[scan.name.casefold()], key=len)
         places = [each.files[0].relative_to(root).as_posix() for each in rivals]
-        if scan.subject in spellings and not scan.problem:
+        runs = [each.name for each in visits[key] if each is not scan]
+        if scan.problem:
+            pass
+        elif scan.subject in spellings:
             scan = replace(scan, problem=f"{' and '.join(spellings[scan.subject])} differ in spelling only, so that they may be one person "
                                          "or several. Write the same in the same way.")
-        elif len(rivals) > 1 and not scan.problem:
-            scan = replace(scan, problem=(
-                f"{' and '.join(places[:3])}{' and others' * (len(places) > 3)} would be {scan.subject}, visit {scan.session}. Remove all but one, "
-                "or say where participant and visit stand: --pattern '(?P<subject>[^/]+)/(?P<session>[^/]+)'."))
+        elif len(others[key[0]]) > 1 and scan.other:
+            names = sorted(others[key[0]])
+            scan = replace(scan, problem=f"'{scan.subject}' may be a participant, or the folder of several ({', '.join(names[:3])}"
+                                         f"{', …' * (len(names) > 3)}). Please {_SAY}")
+        elif len(rivals) > 1:
+            scan = replace(scan, problem=f"{' and '.join(places[:3])}{' and others' * (len(places) > 3)} would be {scan.subject}, visit "
+                                         f"{scan.session}. Remove all but one, or {_SAY}")
+        elif runs:
+            scan = replace(scan, notes=(*scan.notes, f"of the same participant and visit as {', '.join(runs[:3])}; keep one in a cohort"))
         settled.append(scan)
     return _number_names(settled)
 
-
+# %% ../../nbs/27_scans.ipynb #bee801d1
 def _number_names(scans: list[Scan]) -> list[Scan]:
     "Let scans that cannot be prepared have names of their own, for the list."
     names: dict[str, int] = {}
@@ -440,13 +479,20 @@ def _number_names(scans: list[Scan]) -> list[Scan]:
     return scans
 
 
-def _prefer_t1w(root: Path, scans: list[Scan], left_out: dict[str, str]) -> list[Scan]:
-    "Leave out the image of MP2RAGE where the same visit has a T1w image."
+def _prefer(root: Path, scans: list[Scan], left_out: dict[str, str]) -> list[Scan]:
+    "Leave out the image of MP2RAGE where the same visit has a T1w image, and repeats of the first scan of a visit in OASIS."
     better = {(scan.subject, scan.session) for scan in scans if _stem(scan.files[0]).endswith("_T1w")}
+    repeats: dict[Any, list[str]] = {}
+    for scan in scans:
+        if match := re.match(r"OAS[12]_.*_mpr-\d", _stem(scan.files[0])):
+            repeats.setdefault((scan.subject, scan.session), []).append(match[0])
     kept = []
     for scan in scans:
-        if _stem(scan.files[0]).endswith("_UNIT1") and (scan.subject, scan.session) in better:
-            left_out[scan.files[0].relative_to(root).as_posix()] = "the visit has a T1w image"
+        stem, visit, below = _stem(scan.files[0]), (scan.subject, scan.session), scan.files[0].relative_to(root).as_posix()
+        if stem.endswith("_UNIT1") and visit in better:
+            left_out[below] = "the visit has a T1w image"
+        elif (match := re.match(r"OAS[12]_.*_mpr-\d", stem)) and match[0] != min(repeats[visit]):
+            left_out[below] = f"a repeat of the first scan of the visit, {min(repeats[visit])}"
         else:
             kept.append(scan)
     return kept
@@ -456,6 +502,7 @@ def _prefer_t1w(root: Path, scans: list[Scan], left_out: dict[str, str]) -> list
 class Survey:
     "What a folder holds."
 
+    root: Path                # the folder
     scans: list[Scan]         # by name; those with a problem cannot be prepared
     left_out: dict[str, str]  # why files that look like scans are none to prepare, by path below the folder
 
@@ -470,11 +517,15 @@ class Survey:
         reasons: dict[str, list[str]] = {}
         for path, reason in self.left_out.items():
             reasons.setdefault(reason, []).append(path)
-        wide = max([8, *(len(scan.subject) for scan in self.scans)])
-        lines = [f"{'subject':{wide}}  session     kind   files"]
+        wide = max([7, *(len(scan.subject) for scan in self.scans)])
+        lines, said = [f"{'subject':{wide}}  session     kind   files"], set()
         for scan in self.scans:
-            lines.append(f"{scan.subject:{wide}}  {scan.session:10}  {scan.kind:6} {len(scan.files):5}")
-            lines += [f"    cannot be prepared: {scan.problem}"] if scan.problem else [f"    {note}" for note in scan.notes]
+            first = scan.files[0].relative_to(self.root).as_posix()
+            lines.append(f"{scan.subject:{wide}}  {scan.session:10}  {scan.kind:6} {len(scan.files):5}  {first}")
+            if scan.problem:
+                lines.append(f"    cannot be prepared{', as above' if scan.problem in said else f': {scan.problem}'}")
+            lines += [f"    {note}" for note in scan.notes if not scan.problem]
+            said.add(scan.problem)
         return "\n".join([*lines, self.summary(), *(
             f"{len(paths)} left out, {reason}: {', '.join(paths[:3])}{', …' * (len(paths) > 3)}" for reason, paths in reasons.items())])
 
@@ -509,13 +560,13 @@ def survey(
         _ending(path, (*_IMAGES, ".zip", *itertools.chain(*_UNREAD))) or _ending(path, (".hdr", ".hdr.gz")) and _why_unreadable(path))}
     others = [path for path in files if path not in whole and (_ending(path, _PACKED_DICOM) or not _ending(path, _OTHER))]
     scans = [*_file_scans(root, sorted(whole), left_out, expression), *_dicom_scans(root, others, left_out, expression)]
-    scans = _settle(root, _prefer_t1w(root, scans, left_out))
+    scans = _settle(root, _prefer(root, scans, left_out))
     if not scans:
         reasons = [f"{path}: {reason}" for path, reason in itertools.islice(left_out.items(), 5)]
         raise PrepareError("\n  ".join([
             f"{source}: no DICOM images, zip files or NIfTI files found ({len(files)} files seen). Name the folder that holds the scans, in "
             "any depth.", *reasons]))
-    return Survey(sorted(scans, key=lambda scan: scan.name), left_out)
+    return Survey(root, sorted(scans, key=lambda scan: scan.name), left_out)
 
 
 def find_scans(
@@ -588,13 +639,24 @@ def _place_analyze(image: SpatialImage, path: Path) -> tuple[nib.Nifti1Image, li
     return nib.Nifti1Image(np.asanyarray(voxels.dataobj), nib.affines.from_matvec(matrix, corner)), [note]
 
 # %% ../../nbs/27_scans.ipynb #c919610b
+def _hint(path: Path) -> str:
+    "What is wrong with the name of a file; empty where it fits the content."
+    try:
+        packed = path.open("rb").read(2) == b"\x1f\x8b"
+    except OSError:
+        return ""
+    if packed != path.name.lower().endswith((".gz", ".mgz")):
+        return f"its content is {'' if packed else 'not '}compressed, against its name; name it {_stem(path)}.nii{'.gz' * packed}"
+    return ""
+
+
 def _read_image(path: Path) -> tuple[nib.Nifti1Image, list[str]]:
     "Read a NIfTI, Analyze or MGH file; raises `VolumeError` for one that is damaged or no scan."
     _check_announced(_partner(path, ".hdr" + _ending(path, (".gz",))) if _ending(path, (".img", ".img.gz")) else path)
     try:
         image = nib.load(path)
     except Exception as error:  # each format of nibabel has errors of its own
-        raise VolumeError(f"{path}: not a readable NIfTI file ({type(error).__name__}). Copy or convert it again.") from None
+        raise VolumeError(f"{path}: not a readable NIfTI file ({_hint(path) or type(error).__name__}). Copy or convert it again.") from None
     if isinstance(image, nib.AnalyzeImage) and not isinstance(image, nib.Nifti1Pair):
         try:
             placed, notes = _place_analyze(image, path)
@@ -602,7 +664,8 @@ def _read_image(path: Path) -> tuple[nib.Nifti1Image, list[str]]:
         except (OSError, ValueError, EOFError) as error:
             raise VolumeError(f"{path}: {str(error).removeprefix(f'{path}: ').removeprefix('The image: ')}") from None
     else:
-        volume, notes = load_map(path), []
+        usual = path.name.endswith(_IMAGES)  # nibabel reads NII.GZ, which other readers do not take for compressed
+        volume, notes = load_map(path if usual else type(image)(np.asanyarray(image.dataobj), image.affine, image.header)), []
     if isinstance(image, nib.Nifti1Pair):
         _check_geometry(image, path)
     return nib.Nifti1Image(volume.array, volume.grid.affine), [*notes, *volume.notes]
