@@ -2,6 +2,7 @@
 them out. What is added to nbdev's own preparation: chapters carry their numbers, the source of what a chapter exports can be
 unfolded below its signature, and formulas become MathML, which browsers show without a network."""
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from nbdev.config import get_config
 from nbdev.serve import proc_nbs
 
 DEFINITION = ast.FunctionDef | ast.ClassDef
+FOREIGN_FONTS = re.compile(r"@import\s+(?:url\()?[\"']?https?:[^)\"']*[\"']?\)?;")
 EXPORT = re.compile(r"#\|\s*export[is]?\b.*\n")
 FORMULA = re.compile(r"(?P<code>```.*?```|`[^`]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>\S[^$]*)\$", re.DOTALL)
 
@@ -48,10 +50,23 @@ def has_signature(
         isinstance(item, ast.FunctionDef) and item.name == "__init__" for item in node.body)
 
 
+def command_name(
+    node: ast.FunctionDef | ast.ClassDef,  # a public definition
+) -> str | None:                           # such as "train"; None for what is no command
+    "The name of a command of the command line, as its decorator gives it."
+    calls = [item for item in node.decorator_list if isinstance(item, ast.Call) and isinstance(item.func, ast.Attribute)]
+    return next((item.args[0].value for item in calls if item.func.attr == "command" and item.args), None)
+
+
 def headings(
     node: ast.FunctionDef | ast.ClassDef,  # a public definition
 ) -> list[nbformat.NotebookNode]:          # cells that name it, and that nbdev turns into signatures
-    "Head a definition with its signature and its methods', or with its name alone."
+    "Head a definition with its signature and its methods', a command with its name and help, or anything else with its name alone."
+    if command := command_name(node):
+        text, _, example = (ast.get_docstring(node) or "").partition("\b")
+        lines = [line.strip() for line in example.splitlines() if line.strip() and line.strip() != "Example:"]
+        example = "\n".join(["", "```bash", *lines, "```"]) if lines else ""
+        return [nbformat.v4.new_markdown_cell(f"### explainable-mri {command}\n\n{text.strip()}\n{example}")]
     if not has_signature(node):
         return [nbformat.v4.new_markdown_cell(f"### {node.name}")]
     inner = methods(node) if isinstance(node, ast.ClassDef) else []
@@ -92,6 +107,28 @@ def document(
     return cells
 
 
+PLOTTING = re.compile(r"\b(plt|plotting)\.|\b(axis|axes|ax)\w*\.")
+
+
+def figure_options(
+    cell: nbformat.NotebookNode,  # a cell that is shown
+    before: str,                  # the text before it
+) -> str:                         # options for the renderer, a line each
+    "Fold code that draws a picture and is long, and describe the picture by the sentence that introduces it."
+    if not any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+        return ""
+    options = ""
+    if "fig-alt" not in cell.source:
+        words = re.sub(r"[#*`>|$]|\[([^\]]*)\]\([^)]*\)", lambda found: found[1] or "", before)
+        sentences = re.split(r"(?<=[.:?])\s+", " ".join(words.split()))
+        title = re.search(r"title=f?[\"']([^\"'{]{8,})", cell.source)
+        text = (title[1] if title else sentences[-1] or "figure of this chapter").rstrip(":. ")
+        options += f"#| fig-alt: {json.dumps(text[:200], ensure_ascii=False)}\n"
+    if len(cell.source.splitlines()) > 6 and PLOTTING.search(cell.source) and "code-fold" not in cell.source:
+        options += "#| code-fold: true\n#| code-summary: 'Code of the figure'\n"
+    return options
+
+
 def with_formulas(
     text: str,  # Markdown with formulas between dollars
 ) -> str:       # the same with MathML in their places
@@ -111,15 +148,17 @@ def prepare(
     notebook = nbformat.read(path, as_version=4)
     number = re.match(r"\d\d(?=_)", path.name)
     first, *others = notebook.cells
+    before = first.source
     cells = title_cells(first, number.group() if number else "")
     for cell in others:
         if cell.cell_type == "code" and EXPORT.match(cell.source):
             cells += document(cell)
             continue
         if cell.cell_type == "markdown":
+            before = cell.source
             cell.source = with_formulas(cell.source)
         if cell.cell_type == "code" and not cell.source.startswith("show_doc"):
-            cell.source = f"#| eval: false\n{cell.source}"  # nbdev would run what imports something
+            cell.source = f"#| eval: false\n{figure_options(cell, before)}{cell.source}"  # nbdev would run what imports something
         cells.append(cell)
     notebook.cells = cells
     nbformat.write(notebook, path)
@@ -140,6 +179,16 @@ def finish(
     nbformat.write(notebook, path)
 
 
+def without_foreign_fonts(
+    site: Path,  # the rendered site
+) -> None:
+    "Take out of the themes what loads fonts from somebody else's server; `styles.css` names fonts that readers have."
+    for path in site.rglob("*.css"):
+        text = path.read_text(encoding="utf-8")
+        if (clean := FOREIGN_FONTS.sub("", text)) != text:
+            path.write_text(clean, encoding="utf-8")
+
+
 def main() -> int:
     "Prepare the pages in _proc/ and render them; returns the exit status of the renderer."
     config = get_config()
@@ -154,6 +203,7 @@ def main() -> int:
         finish(path, f"{config.doc_host}{config.doc_baseurl}", prepared)
     quarto = ["quarto", "render", pages, "--no-execute"]
     status = subprocess.call(quarto if shutil.which("quarto") else ["smalldocs", "render", "--strict", pages])
+    without_foreign_fonts(config.doc_path)
     index = (config.doc_path / "search.json").read_text(encoding="utf-8")
     (config.doc_path / "search.js").write_text(f"window.searchIndex = {index};\n", encoding="utf-8")
     return status

@@ -24,16 +24,24 @@ from .volumes import Grid
 
 # %% ../../nbs/12_atlases.ipynb #fbc777df
 def _area_mean(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
-    "Mean of `image` over the volume of each voxel in the field of view of `grid`; read-only, since it is cached."
-    per_axis = [math.ceil(size / spacing) for size, spacing in zip(grid.voxel_size, nib.affines.voxel_sizes(image.affine))]
+    """Mean of `image` over the volume of each voxel in the field of view of `grid`; read-only, since it is
+    cached."""
+    per_axis = [
+        math.ceil(size / spacing)
+        for size, spacing in zip(grid.voxel_size, nib.affines.voxel_sizes(image.affine))
+    ]
     step = 1 / np.array(per_axis)
     fine = grid.cropped_affine @ nib.affines.from_matvec(np.diag(step), (step - 1) / 2)
     shape = [size * count for size, count in zip(grid.cropped_shape, per_axis)]
     matrix, offset = nib.affines.to_matvec(np.linalg.inv(image.affine) @ fine)
-    if np.count_nonzero(matrix) == 3:  # the axes run alike, as on all grids here: SciPy then takes each by itself, in half the time
+    if np.count_nonzero(
+            matrix
+    ) == 3:  # the axes run alike, as on all grids here: SciPy then takes each by itself, in half the time
         matrix = np.diag(matrix)
-    on_voxels = all(np.allclose(values, np.round(values), atol=1e-4) for values in (matrix, offset))  # nothing to interpolate
-    samples = ndimage.affine_transform(image.get_fdata(dtype=np.float32), matrix, offset, shape, order=0 if on_voxels else 1)
+    on_voxels = all(np.allclose(values, np.round(values), atol=1e-4)
+                    for values in (matrix, offset))  # nothing to interpolate
+    samples = ndimage.affine_transform(image.get_fdata(dtype=np.float32), matrix, offset, shape,
+                                       order=0 if on_voxels else 1)
     blocks = [part for pair in zip(grid.cropped_shape, per_axis) for part in pair]
     return _frozen(samples.reshape(blocks).mean(axis=(1, 3, 5)))
 
@@ -85,12 +93,13 @@ class Atlas:
     "Named regions on a grid; 0 in `labels` is no region."
 
     name: str                                   # name of the atlas
-    labels: np.ndarray = field(repr=False)      # number of the region in each voxel, integer (x, y, z), read-only
+    labels: np.ndarray = field(
+        repr=False)  # number of the region in each voxel, integer (x, y, z), read-only
     names: dict[int, str] = field(repr=False)   # name of each number
 
     def find(
         self,
-        name: str,       # a region ("Hippocampus_L"), or the part before an underscore ("Hippocampus", "Temporal")
+        name: str,  # a region ("Hippocampus_L"), or the part before an underscore ("Hippocampus", "Temporal")
     ) -> dict[int, str]: # numbers and names of the regions it means
         "Look up regions by name; raises `AtlasError` naming the nearest one."
         found = {number: region for number, region in self.names.items() if name in _parts(region)}
@@ -129,6 +138,7 @@ def load_atlas(
         image = nib.load(path)
         present = set(np.unique(image.dataobj).tolist())
         resampled = resample_img(image, grid.cropped_affine, grid.cropped_shape, interpolation="nearest")
-    lines = (line.split() for line in (folder / f"{_ATLASES[name]}.txt").read_text().splitlines() if line.strip())
+    lines = (line.split() for line in (folder / f"{_ATLASES[name]}.txt").read_text().splitlines()
+             if line.strip())
     names = {int(number): region for number, region, *_ in lines if int(number) in present}
     return Atlas(name, _frozen(np.asarray(resampled.dataobj).astype(np.int16)), names)

@@ -27,7 +27,8 @@ class Axes:
 
     def __post_init__(self):
         if sorted(self.order) != list(range(len(self.order))) or len(self.flip) != len(self.order):
-            raise AxesError(f"Axes need each axis once and a flip for each, not order={self.order}, flip={self.flip}.")
+            raise AxesError(f"Axes need each axis once and a flip for each, not order={self.order}, "
+                            f"flip={self.flip}.")
 
     @property
     def is_identity(self) -> bool:
@@ -76,5 +77,6 @@ def get_axes(
         raise AxesError(f"There are no axes named '{axes}'. Choose from: {', '.join(AXES)}.")
     axes = AXES[axes] if isinstance(axes, str) else axes
     if len(axes.order) != dimensions:
-        raise AxesError(f"The axes are {len(axes.order)} spatial axes, but the network's input has {dimensions}.")
+        raise AxesError(f"The axes are {len(axes.order)} spatial axes, but the network's input has "
+                        f"{dimensions}.")
     return axes

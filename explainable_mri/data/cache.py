@@ -19,18 +19,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from ..config import CacheConfig
 from .residuals import ResidualModel
 from .streams import map_ahead, write_maps
 from .volumes import Grid, Volume, VolumeError, load_volume
+from ..environment import progress_bar
 from ..errors import ExplainableMRIError
 from ..files import read_json, write_json
 
 # %% ../../nbs/22_cache.ipynb #75a7ceec
 def _read(paths: Iterable[str], count: int, grid: Grid, threads: int) -> Iterator[np.ndarray]:
-    "Yield the map of each path, in order; raises `VolumeError` at the end that lists every scan that cannot be read."
+    """Yield the map of each path, in order; raises `VolumeError` at the end that lists every scan that
+    cannot be read."""
 
     def read(path: str) -> Volume | VolumeError:
         try:
@@ -39,7 +40,7 @@ def _read(paths: Iterable[str], count: int, grid: Grid, threads: int) -> Iterato
             return error
 
     problems, noted = [], []
-    with tqdm(total=count, desc="Reading scans", unit="scan", delay=2) as progress:
+    with progress_bar(total=count, desc="Reading scans", unit="scan", delay=2) as progress:
         for result in map_ahead(read, paths, threads):
             progress.update()
             if isinstance(result, VolumeError):
@@ -48,7 +49,8 @@ def _read(paths: Iterable[str], count: int, grid: Grid, threads: int) -> Iterato
                 noted += [f"{result.source}: {note}" for note in result.notes]
                 yield result.array
     if noted:
-        _log.warning("%s", noted[0] + (f" So it is with {len(noted) - 1} other scans." if len(noted) > 1 else ""))
+        _log.warning("%s", noted[0] +
+                     (f" So it is with {len(noted) - 1} other scans." if len(noted) > 1 else ""))
     if problems:
         raise VolumeError(f"{len(problems)} of {count} scans cannot be read:\n" + "\n".join(problems))
 
@@ -74,8 +76,12 @@ def _describe(table: pd.DataFrame, grid: Grid, dtype: str, residuals: ResidualMo
     "Everything that decides what the prepared maps are, as JSON values; covariates enter as a hash alone."
     taken_out = None
     if residuals is not None:
-        parts = [residuals.coefficients_, residuals.design_.matrix(table), *([] if residuals.covered_ is None else [residuals.covered_])]
-        taken_out = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
+        parts = [
+            residuals.coefficients_,
+            residuals.design_.matrix(table), *([] if residuals.covered_ is None else [residuals.covered_])
+        ]
+        taken_out = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes()
+                                            for part in parts)).hexdigest()
     box = [list(part.indices(size)) for part, size in zip(grid.field_of_view, grid.shape)]
     return {"format": 1, "dtype": dtype, "shape": [len(table), *grid.cropped_shape], "residuals": taken_out,
             "grid": {"shape": list(grid.shape), "affine": grid.affine.tolist(), "field_of_view": box},
@@ -95,17 +101,20 @@ class _Damaged(Exception):
 
 
 def _open_entry(path: Path, about: dict) -> np.memmap:
-    "Map an entry's array; raises `FileNotFoundError` where there is no entry, `_Damaged` where it is not whole."
+    """Map an entry's array; raises `FileNotFoundError` where there is no entry, `_Damaged` where it is not
+    whole."""
     if not path.is_dir():
         raise FileNotFoundError(path)
     try:
-        stored, maps = read_json(path / "about.json"), np.load(path / "maps.npy", mmap_mode="r", allow_pickle=False)
+        stored, maps = read_json(path / "about.json"), np.load(path / "maps.npy", mmap_mode="r",
+                                                               allow_pickle=False)
     except (FileNotFoundError, EOFError, ValueError) as error:
         raise _Damaged(str(error)) from None
     if stored != about:
         raise _Damaged("about.json was changed")
     if list(maps.shape) != about["shape"] or maps.dtype != about["dtype"]:
-        raise _Damaged(f"maps.npy holds {maps.shape} of {maps.dtype}, not {tuple(about['shape'])} of {about['dtype']}")
+        raise _Damaged(f"maps.npy holds {maps.shape} of {maps.dtype}, not {tuple(about['shape'])} of "
+                       f"{about['dtype']}")
     if (size := (path / "maps.npy").stat().st_size) != maps.offset + maps.nbytes:
         raise _Damaged(f"maps.npy has {size} bytes, not {maps.offset + maps.nbytes}")
     return maps
@@ -121,7 +130,8 @@ def _write_entry(path: Path, maps: Iterable[np.ndarray], about: dict) -> None:
 def _converted(values: np.ndarray, dtype: str) -> np.ndarray:
     "Values in another type; raises `CacheError` for values that half precision cannot hold."
     if dtype == "float16" and (largest := np.abs(values).max()) > 65504:
-        raise CacheError(f"The maps have values up to {largest:g}, and float16 ends at 65504. Set cache.dtype=float32.")
+        raise CacheError(f"The maps have values up to {largest:g}, and float16 ends at 65504. Set "
+                         "cache.dtype=float32.")
     return values.astype(dtype, copy=False)
 
 # %% ../../nbs/22_cache.ipynb #c065113d
@@ -132,7 +142,8 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _log.warning("Another process is preparing the same maps in %s. Waiting for it to finish.", path.parent)
+        _log.warning("Another process is preparing the same maps in %s. Waiting for it to finish.",
+                     path.parent)
         lock.acquire()
     try:
         yield
@@ -141,7 +152,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _entry(cache: CacheConfig, about: dict, prepare: Callable[[], Iterable[np.ndarray]]) -> np.memmap:
-    "The entry of this description, made of the maps that `prepare()` yields where there is none or a damaged one."
+    """The entry of this description, made of the maps that `prepare()` yields where there is none or a
+    damaged one."""
     path = Path(cache.folder, _key(about)).absolute()
     try:
         maps = _open_entry(path, about)
@@ -175,7 +187,8 @@ def _build(path: Path, about: dict, prepare: Callable[[], Iterable[np.ndarray]])
     shutil.rmtree(partial, ignore_errors=True)
     size = int(np.prod(about["shape"])) * np.dtype(about["dtype"]).itemsize
     if (free := shutil.disk_usage(path.parent).free) < size:
-        raise CacheError(f"The maps take {size / 1e9:.1f} GB, but {path.parent} has {free / 1e9:.1f} GB left. Make room, "
+        raise CacheError(f"The maps take {size / 1e9:.1f} GB, but {path.parent} has {free / 1e9:.1f} GB "
+                         "left. Make room, "
                          "set cache.folder to another disk, or cache.dtype=float16 for half the size.")
     partial.mkdir()
     try:
@@ -183,7 +196,8 @@ def _build(path: Path, about: dict, prepare: Callable[[], Iterable[np.ndarray]])
         write_json(about, partial / "about.json")
         os.rename(partial, path)
     except OSError as error:
-        raise CacheError(f"{path.parent}: the maps cannot be written ({error}). Set cache.folder to a folder with "
+        raise CacheError(f"{path.parent}: the maps cannot be written ({error}). Set cache.folder to a "
+                         "folder with "
                          f"{size / 1e9:.1f} GB to spare.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -218,12 +232,14 @@ def _remove_outdated(folder: Path, about: dict) -> None:
             _remove(path)
     if changed:
         others = f" and {len(changed) - 1} other scans" if len(changed) > 1 else ""
-        _log.warning("%s%s changed since their maps were prepared. They are prepared again.", next(iter(changed)), others)
+        _log.warning("%s%s changed since their maps were prepared. They are prepared again.",
+                     next(iter(changed)), others)
 
 # %% ../../nbs/22_cache.ipynb #1bb23238
 def prune_cache(
     folder: str | os.PathLike,        # the cache
-    limit_gb: float | None = None,    # size to come down to, in GB; None removes only what killed processes left
+    # size to come down to, in GB; None removes only what killed processes left
+    limit_gb: float | None = None,
     keep: str | None = None,          # name of an entry that stays in any case
 ) -> list[str]:                       # names of the removed entries
     "Remove the entries that were not used for longest, until the cache is not larger than the limit."
@@ -241,7 +257,9 @@ def prune_cache(
     sizes, used = {}, {}
     for path, _ in _entries(folder):
         try:
-            sizes[path], used[path] = (path / "maps.npy").stat().st_size, (path / "about.json").stat().st_mtime_ns
+            sizes[path], used[path] = (path
+                                       / "maps.npy").stat().st_size, (path
+                                                                      / "about.json").stat().st_mtime_ns
         except FileNotFoundError:
             sizes[path], used[path] = 0, 0
     total, removed = sum(sizes.values()), []
@@ -261,8 +279,9 @@ def load_volumes(
     grid: Grid,                      # the grid of the scans
     cache: CacheConfig = IN_MEMORY,  # where maps are kept
     threads: int = 4,                # scans read at the same time
-) -> np.ndarray:                     # float32 (scans, x, y, z); memory-mapped, read only, where there is a cache
-    "Read all scans of a table; raises `VolumeError` that lists every scan that cannot be read, and `CacheError`."
+) -> np.ndarray:  # float32 (scans, x, y, z); memory-mapped, read only, where there is a cache
+    """Read all scans of a table; raises `VolumeError` that lists every scan that cannot be read, and
+    `CacheError`."""
 
     def read() -> Iterator[np.ndarray]:
         return _read(table["path"], len(table), grid, threads)
@@ -283,18 +302,21 @@ def _require_memory(shape: tuple[int, ...]) -> None:
         return
     size, memory = 4 * int(np.prod(shape)), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
-        raise CacheError(f"The maps of {shape[0]} scans take {size / 1e9:.0f} GB, and this machine has {memory / 1e9:.0f} GB "
-                         "of memory. Set cache.folder, for instance cache.folder=data/cache, to keep them on disk.")
+        raise CacheError(f"The maps of {shape[0]} scans take {size / 1e9:.0f} GB, and this machine has "
+                         f"{memory / 1e9:.0f} GB "
+                         "of memory. Set cache.folder, for instance cache.folder=data/cache, to keep them "
+                         "on disk.")
 
 # %% ../../nbs/22_cache.ipynb #2746fa08
 def residual_maps(
-    volumes: np.ndarray,             # maps from `load_volumes` (scans, x, y, z); overwritten where they are in memory
+    volumes: np.ndarray,  # maps from `load_volumes` (scans, x, y, z); overwritten where they are in memory
     table: pd.DataFrame,             # the cohort's table with paths and covariates, a row a map
     grid: Grid,                      # the grid of the maps
     residuals: ResidualModel,        # the fitted model
     cache: CacheConfig = IN_MEMORY,  # where maps are kept, and in which precision
-) -> np.ndarray:                     # residual maps (scans, x, y, z), memory-mapped, read only, where there is a cache
-    "Take the covariates out of a cohort's maps; raises `CovariateError` for covariates that the model cannot use."
+) -> np.ndarray:  # residual maps (scans, x, y, z), memory-mapped, read only, where there is a cache
+    """Take the covariates out of a cohort's maps; raises `CovariateError` for covariates that the model
+    cannot use."""
 
     if len(volumes) != len(table):
         raise ValueError(f"The table has {len(table)} rows, but there are {len(volumes)} maps.")

@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError, validate_call
 from tableone import TableOne
-from tqdm.auto import tqdm
 
 from .identity import identity_key, order_visits, unify
 from .tables import (
     ColumnTypes, TableError, map_columns, missing_codes, no_column, place, read_table, to_numbers, understand)
 from .volumes import Grid, VolumeError, check_volume, get_grid
+from ..environment import progress_bar
 from ..errors import suggest
 from ..registry import COHORTS
 
@@ -35,7 +35,8 @@ from ..registry import COHORTS
 class Cohort:
     "A checked table of scans, a row a scan, all on one grid."
 
-    table: pd.DataFrame  # columns `path`, `subject`, `session`, `group`, covariates and whatever else the source had
+    # columns `path`, `subject`, `session`, `group`, covariates and whatever else the source had
+    table: pd.DataFrame
     grid: Grid           # the grid of all scans
     notes: tuple[str, ...] = ()  # sentences on what was left out, kept in spite of gaps, or is worth knowing
 
@@ -59,8 +60,9 @@ class Cohort:
     def summary(
         self,
         covariates: Sequence[str] = (),  # columns to describe beside those that the library knows
-    ) -> pd.DataFrame:                   # a row a covariate; columns: the groups, all, and p values with their tests
-        "Describe the groups as the first table of a paper does, a person counting once, and test whether they differ."
+    ) -> pd.DataFrame:  # a row a covariate; columns: the groups, all, and p values with their tests
+        """Describe the groups as the first table of a paper does, a person counting once, and test whether
+        they differ."""
         names = [name for name in dict.fromkeys([*COVARIATES, *covariates]) if name in self.table]
         people = self.table.drop_duplicates("subject")
         table = _describe(people, names, [group for group in self.groups if group in set(people["group"])])
@@ -76,16 +78,25 @@ _TITLES = {"age": "age (years)", "tiv": "TIV (ml)", "field_strength": "field str
 
 
 def _describe(people: pd.DataFrame, names: list[str], groups: list[str]) -> pd.DataFrame:
-    "Means or counts of each covariate by group, with tests where there are several groups; gaps get a row of their own."
-    counted = [name for name in names if name in ("sex", "field_strength") or not pd.api.types.is_numeric_dtype(people[name])]
+    """Means or counts of each covariate by group, with tests where there are several groups; gaps get a
+    row of their own."""
+    counted = [
+        name for name in names
+        if name in ("sex", "field_strength") or not pd.api.types.is_numeric_dtype(people[name])
+    ]
     tested = len(groups) > 1 and people["group"].value_counts().min() > 1
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Setting a new row on a DataFrame with a MultiIndex")  # inside tableone 0.9.6
-        made = TableOne(people, columns=names, categorical=counted, groupby="group", order={"group": groups}, pval=tested,
-                        htest_name=tested, rename=_TITLES, missing=False).tableone if names else pd.DataFrame()
+        warnings.filterwarnings(
+            "ignore", "Setting a new row on a DataFrame with a MultiIndex")  # inside tableone 0.9.6
+        made = TableOne(people, columns=names, categorical=counted, groupby="group",
+                        order={"group": groups}, pval=tested, htest_name=tested, rename=_TITLES,
+                        missing=False).tableone if names else pd.DataFrame()
     made.columns = [name if isinstance(name, str) else name[-1] for name in made.columns]
-    made.index = [" ".join(filter(None, [name, "" if pd.isna(level) else str(level)])) for name, level in made.index]
-    made = made.rename(columns={"Overall": "all", "P-Value": "p", "Test": "test"}).drop(index="n", errors="ignore")
+    made.index = [
+        " ".join(filter(None, [name, "" if pd.isna(level) else str(level)])) for name, level in made.index
+    ]
+    made = made.rename(
+        columns={"Overall": "all", "P-Value": "p", "Test": "test"}).drop(index="n", errors="ignore")
     made = made.reindex(columns=[*groups, "all", "p", "test"]).astype(object)
     for name in names:
         if gaps := people[name].isna().sum():
@@ -119,7 +130,8 @@ def _check_numbers(table: pd.DataFrame, name: str, required: bool) -> Iterator[t
             hint = " (write decimal points, or say decimal: ',')" if "," in str(given) else ""
             yield row, f"{name} is '{given}', which is not a number{hint}"
         elif not low <= value <= high:
-            hint = f" (where it means that there is no value, say so, values: {{{name}: {{{value:g}: n/a}}}})" if value in codes else ""
+            hint = (f" (where it means that there is no value, say so, values: {{{name}: {{{value:g}: n/a}}}})"
+                    if value in codes else "")
             yield row, f"{name} is {value:g}, expected {low:g} to {high:g} {unit}{hint}"
 
 
@@ -166,7 +178,7 @@ def _sample(path: str) -> str | None:
 # %% ../../nbs/15_cohorts.ipynb #683225a0
 def _check_files(paths: pd.Series, grid: Grid) -> Iterator[tuple[Any, str]]:
     "Find files that are missing, damaged or on another grid, by their headers."
-    for row, path in tqdm(paths.items(), total=len(paths), desc="Checking scans", unit="scan", delay=2):
+    for row, path in progress_bar(paths.items(), total=len(paths), desc="Checking scans", unit="scan", delay=2):
         if pd.isna(path):
             yield row, "path is missing"
             continue
@@ -180,7 +192,7 @@ def _check_files(paths: pd.Series, grid: Grid) -> Iterator[tuple[Any, str]]:
 class InclusionCriteria:
     "What is done about scans that a study may or may not want."
 
-    ignore_groups: Sequence[str] = ()                       # groups of the source that the experiment leaves out
+    ignore_groups: Sequence[str] = ()  # groups of the source that the experiment leaves out
     missing: Literal["error", "drop", "impute"] = "error"   # what is done about scans that lack a covariate
     visits: Literal["all", "first", "last"] = "all"         # visits of a person that are kept
     duplicates: Literal["error", "drop"] = "error"          # what is done about scans that are listed twice
@@ -221,16 +233,19 @@ def _choose_visits(table: pd.DataFrame, visits: str, source: str = "table") -> p
 
 # %% ../../nbs/15_cohorts.ipynb #84a26462
 def make_cohort(
-    table: pd.DataFrame,                     # a row a scan; the index gives the row numbers, or names, of messages
+    table: pd.DataFrame,  # a row a scan; the index gives the row numbers, or names, of messages
     grid: Grid | str,                        # the grid that all scans should be on, or its name
     groups: Iterable[str] | None = None,     # the groups that may occur; None allows all
     covariates: Iterable[str] = COVARIATES,  # columns that should have a value in every row
     folder: str | os.PathLike = ".",         # where relative paths start
     source: str = "table",                   # where the table comes from, for messages
-    criteria: InclusionCriteria = InclusionCriteria(),  # what is done about gaps, repeat visits, other groups and duplicates
-    types: ColumnTypes = ColumnTypes(),      # which covariates are numbers and which are words, where they do not tell
+    # what is done about gaps, repeat visits, other groups and duplicates
+    criteria: InclusionCriteria = InclusionCriteria(),
+    # which covariates are numbers and which are words, where they do not tell
+    types: ColumnTypes = ColumnTypes(),
     notes: Iterable[str] = (),               # sentences that the source adds to the cohort's notes
-    files_checked: bool = False,             # whether the files are known to be sound and different; else their headers are read
+    # whether the files are known to be sound and different; else their headers are read
+    files_checked: bool = False,
 ) -> Cohort:                                 # the checked cohort
     "Check a table of scans; raises `CohortError` that lists every problem with its row."
     covariates, groups, grid = list(covariates), None if groups is None else list(groups), get_grid(grid)
@@ -240,14 +255,26 @@ def make_cohort(
     table, problems, taken = _understand(table, covariates, types)
     table, dropped = _drop_gaps(table, covariates, criteria, source)
     required = {"subject", "session", "group", *(covariates if criteria.missing != "impute" else ())}
-    problems += [*_check_columns(table, groups, covariates, required), *([] if files_checked else _check_files(table["path"], grid))]
+    problems += [
+        *_check_columns(table, groups, covariates, required),
+        *([] if files_checked else _check_files(table["path"], grid))
+    ]
     table, repeated, copies = (table, [], []) if files_checked else _settle_duplicates(table, criteria)
     if problems := [(row, text) for row, text in [*problems, *copies] if row in table.index]:
-        raise CohortError(source, [f"{place(row)} ({table.at[row, 'subject']}): {_sentence(text)}" for row, text in sorted(problems)])
+        raise CohortError(source, [
+            f"{place(row)} ({table.at[row, 'subject']}): {_sentence(text)}"
+            for row, text in sorted(problems)
+        ])
     kept = _choose_visits(table, criteria.visits, source)
-    notes = [*notes, *one_person, *ignored, *taken, *dropped, *repeated, *_visit_notes(table, kept, criteria), *_gap_notes(kept, covariates)]
+    notes = [
+        *notes, *one_person, *ignored, *taken, *dropped, *repeated, *_visit_notes(table, kept, criteria),
+        *_gap_notes(kept, covariates)
+    ]
     words = {name for name in covariates if not pd.api.types.is_numeric_dtype(kept[name])}
-    return Cohort(_convert_numbers(kept, {"path", "subject", "session", "group", "sex", *words}).reset_index(drop=True), grid, tuple(notes))
+    return Cohort(
+        _convert_numbers(kept,
+                         {"path", "subject", "session", "group", "sex", *words}).reset_index(drop=True),
+        grid, tuple(notes))
 
 # %% ../../nbs/15_cohorts.ipynb #c19a1f12
 _SEXES = {"f": "F", "female": "F", "woman": "F", "w": "F", "weiblich": "F", "frau": "F",
@@ -262,7 +289,8 @@ def _normalise(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     if "session" not in table:
         table["session"] = "1"
     if "sex" in table:
-        table["sex"] = table["sex"].map(lambda sex: _SEXES.get(str(sex).casefold(), str(sex)), na_action="ignore")
+        table["sex"] = table["sex"].map(lambda sex: _SEXES.get(str(sex).casefold(), str(sex)),
+                                        na_action="ignore")
     return table
 
 
@@ -273,16 +301,19 @@ def _one_spelling(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[
     if other.empty:
         return table.assign(subject=names), []
     row = other.index[0]
-    return table.assign(subject=names), [f"{_people(other.nunique())} written in several ways, such as '{table.at[row, 'subject']}' for "
+    return table.assign(subject=names), [f"{_people(other.nunique())} written in several ways, such as "
+                                         f"'{table.at[row, 'subject']}' for "
                                          f"'{other[row]}', and taken for one."]
 
 # %% ../../nbs/15_cohorts.ipynb #fc5cdba9
-def _ignore_groups(table: pd.DataFrame, criteria: InclusionCriteria, source: str) -> tuple[pd.DataFrame, list[str]]:
+def _ignore_groups(table: pd.DataFrame, criteria: InclusionCriteria,
+                   source: str) -> tuple[pd.DataFrame, list[str]]:
     "Leave out the groups that are to be ignored."
     ignored = table["group"].isin([str(group) for group in criteria.ignore_groups])
     if not ignored.any():
         return table, []
-    counts = ", ".join(f"{group} ({count})" for group, count in table["group"][ignored].value_counts().items())
+    counts = ", ".join(f"{group} ({count})"
+                       for group, count in table["group"][ignored].value_counts().items())
     notes = [f"{_count(ignored.sum(), 'scan')} of other groups left out (ignore_groups): {counts}."]
     if ignored.all():
         raise CohortError(source, ["There are no scans in it.", *notes])
@@ -294,7 +325,9 @@ def _understand(
 ) -> tuple[pd.DataFrame, list[tuple[Any, str]], list[str]]:
     "Turn the covariates that are numbers into numbers."
     numbers = [name for name in LIMITS if name in table]
-    others = [name for name in covariates if name not in (*LIMITS, "sex", "path", "subject", "session", "group")]
+    others = [
+        name for name in covariates if name not in (*LIMITS, "sex", "path", "subject", "session", "group")
+    ]
     return understand(table, [*numbers, *others], types, numbers)
 
 
@@ -320,7 +353,8 @@ def _settle_duplicates(
     repeated = dict(_check_duplicates(table))
     if criteria.duplicates != "drop" or not repeated:
         return table, [], list(repeated.items())
-    notes = [f"{_count(len(repeated), 'duplicate')} left out, the first of each is kept (duplicates: drop): "
+    notes = [f"{_count(len(repeated), 'duplicate')} left out, the first of each is kept (duplicates: "
+             "drop): "
              + "; ".join(f"{place(row)}, {words}" for row, words in list(repeated.items())[:5]) + "."]
     return table.drop(index=list(repeated)), notes, []
 
@@ -328,21 +362,25 @@ def _settle_duplicates(
 def _visit_notes(table: pd.DataFrame, kept: pd.DataFrame, criteria: InclusionCriteria) -> Iterator[str]:
     "Say what became of repeat visits, and whose group changes between them."
     if left := len(table) - len(kept):
-        yield f"{_count(left, 'repeat visit')} left out, the {criteria.visits} of each person is kept (visits: {criteria.visits})."
+        yield (f"{_count(left, 'repeat visit')} left out, the {criteria.visits} of each person "
+               f"is kept (visits: {criteria.visits}).")
     counts = kept["subject"].value_counts()
     if (repeated := counts[counts > 1]).size:
-        yield f"{_people(repeated.size)} with several visits, {repeated.sum()} scans in all; a split keeps them together."
+        yield (f"{_people(repeated.size)} with several visits, {repeated.sum()} scans in all; "
+               "a split keeps them together.")
     changing = kept.groupby("subject")["group"].nunique() > 1
     if changing.any():
         converted = kept[kept["subject"].isin(changing.index[changing])]
-        yield f"The group changes between visits of {_people(converted['subject'].nunique())}: {_names(converted)}."
+        number = _people(converted["subject"].nunique())
+        yield f"The group changes between visits of {number}: {_names(converted)}."
 
 
 def _gap_notes(table: pd.DataFrame, covariates: list[str]) -> Iterator[str]:
     "Name the covariates that are left with gaps."
     for name in covariates:
         if (gaps := table[name].isna()).any():
-            yield (f"{name} is missing in {_count(gaps.sum(), 'scan')} ({_names(table[gaps])}); each fold takes the mean of its "
+            yield (f"{name} is missing in {_count(gaps.sum(), 'scan')} ({_names(table[gaps])}); each fold "
+                   "takes the mean of its "
                    "training controls instead (missing: impute).")
 
 # %% ../../nbs/15_cohorts.ipynb #bd0e0481
@@ -362,8 +400,14 @@ def _check_columns(
 
 def _require_columns(table: pd.DataFrame, names: Sequence[str], source: str) -> None:
     "Raise `CohortError` unless the table has rows and these columns, each once."
-    problems = [f"{no_column(name, table.columns)} Where it has another heading, say so under 'columns'." for name in names if name not in table]
-    problems += [f"There are several columns '{name}'." for name in table.columns[table.columns.duplicated()].unique()]
+    problems = [
+        f"{no_column(name, table.columns)} Where it has another heading, say so under 'columns'."
+        for name in names if name not in table
+    ]
+    problems += [
+        f"There are several columns '{name}'."
+        for name in table.columns[table.columns.duplicated()].unique()
+    ]
     if table.empty:
         problems.append("There are no scans in it.")
     if problems:
@@ -389,7 +433,7 @@ def _convert_numbers(table: pd.DataFrame, texts: Iterable[str]) -> pd.DataFrame:
 class Listing:
     "Scans as a source lists them, not yet checked."
 
-    table: pd.DataFrame            # a row a scan, entries as text; the index gives row numbers or names for messages
+    table: pd.DataFrame  # a row a scan, entries as text; the index gives row numbers or names for messages
     source: str                    # where the table comes from, for messages
     folder: Path = Path()          # where relative paths start
     notes: list[str] = field(default_factory=list)  # sentences for the cohort's notes
@@ -398,12 +442,14 @@ class Listing:
 def list_table(
     path: Path,                                   # table: .csv, .tsv, .txt or .xlsx
     sheet: str | None = None,                     # sheet of a workbook; None reads the first
-    columns: Mapping[str, str] | None = None,     # the table's heading for each column of a cohort, where they differ
+    # the table's heading for each column of a cohort, where they differ
+    columns: Mapping[str, str] | None = None,
     values: Mapping[str, Mapping] | None = None,  # for columns of a cohort, the word for each code
 ) -> Listing:                                     # the scans
     "The scans listed in a table."
     table = read_table(path, sheet)
-    return Listing(map_columns(table, columns, values, str(path)), str(path), Path(path).expanduser().parent, table.attrs["notes"])
+    return Listing(map_columns(table, columns, values, str(path)), str(path),
+                   Path(path).expanduser().parent, table.attrs["notes"])
 
 # %% ../../nbs/15_cohorts.ipynb #c23d17e2
 def read_cohort(
@@ -412,36 +458,53 @@ def read_cohort(
     groups: Iterable[str] | None = None,      # the groups that may occur; None allows all
     covariates: Iterable[str] = COVARIATES,   # columns that should have a value in every row
     sheet: str | None = None,                 # sheet of a workbook; None reads the first that is not hidden
-    columns: Mapping[str, str] | None = None, # the table's heading for each column of a cohort, where they differ
+    # the table's heading for each column of a cohort, where they differ
+    columns: Mapping[str, str] | None = None,
     values: Mapping[str, Mapping] | None = None,  # for columns of a cohort, the word for each code
-    criteria: InclusionCriteria = InclusionCriteria(),  # what is done about gaps, repeat visits, other groups and duplicates
-    types: ColumnTypes = ColumnTypes(),       # which covariates are numbers and which are words, where they do not tell
+    # what is done about gaps, repeat visits, other groups and duplicates
+    criteria: InclusionCriteria = InclusionCriteria(),
+    # which covariates are numbers and which are words, where they do not tell
+    types: ColumnTypes = ColumnTypes(),
 ) -> Cohort:                                  # the checked cohort
     "Read a table of scans and check it; raises `TableError` that lists every problem with its row."
     listing = list_table(path, sheet, columns, values)
-    return make_cohort(listing.table, grid, groups, covariates, listing.folder, listing.source, criteria, types, listing.notes)
+    return make_cohort(listing.table, grid, groups, covariates, listing.folder, listing.source, criteria,
+                       types, listing.notes)
 
 # %% ../../nbs/15_cohorts.ipynb #c96ff3b6
 def cohort_source(
     *names: str,  # the name in the configuration, and aliases if any
-) -> Callable:    # a decorator for a function that takes parameters of the configuration and returns a `Listing`
-    "Register a source of scans; the inclusion criteria and the types of columns join its parameters, which are checked against their annotations."
+) -> Callable:  # a decorator for a function that returns a `Listing`
+    """Register a source of scans; the inclusion criteria and the types of columns join its parameters,
+    which are checked against their annotations."""
 
     def enter(list_scans: Callable[..., Listing]) -> Callable[..., Listing]:
         def build(grid: Grid, groups: list[str], covariates: list[str], **params) -> Cohort:
-            criteria, types = (kind(**{one.name: params.pop(one.name) for one in fields(kind) if one.name in params})
+            criteria, types = (kind(
+                **{one.name: params.pop(one.name)
+                   for one in fields(kind) if one.name in params})
                                for kind in (InclusionCriteria, ColumnTypes))
             try:
                 listing = validate_call(list_scans)(**params)
             except ValidationError as error:
                 raise CohortError(f"Parameters of the cohort '{names[0]}'", [
-                    f"'{'.'.join(map(str, one['loc']))}' is {one['input']!r}: {one['msg']}." for one in error.errors()]) from None
-            return make_cohort(listing.table, grid, groups, covariates, listing.folder, listing.source, criteria, types, listing.notes)
+                    f"'{'.'.join(map(str, one['loc']))}' is {one['input']!r}: {one['msg']}."
+                    for one in error.errors()
+                ]) from None
+            return make_cohort(listing.table, grid, groups, covariates, listing.folder, listing.source,
+                               criteria, types, listing.notes)
 
-        own = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in inspect.signature(list_scans).parameters.values()]
+        own = [
+            parameter.replace(kind=parameter.KEYWORD_ONLY)
+            for parameter in inspect.signature(list_scans).parameters.values()
+        ]
         context = list(inspect.signature(build).parameters.values())[:3]
-        added = [one for kind in (InclusionCriteria, ColumnTypes) for one in inspect.signature(kind).parameters.values()]
-        build.__signature__ = inspect.Signature([*context, *own, *(one.replace(kind=one.KEYWORD_ONLY) for one in added)])
+        added = [
+            one for kind in (InclusionCriteria, ColumnTypes)
+            for one in inspect.signature(kind).parameters.values()
+        ]
+        build.__signature__ = inspect.Signature(
+            [*context, *own, *(one.replace(kind=one.KEYWORD_ONLY) for one in added)])
         build.__doc__, build.__name__ = list_scans.__doc__, list_scans.__name__
         COHORTS.register(*names)(build)
         return list_scans

@@ -20,7 +20,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 # %% ../../nbs/23_datasets.ipynb #077f98ea
 class VolumeTransform(ABC):
-    "What varies volumes. A class of one's own needs `__call__`; the other methods have a way that always works."
+    """What varies volumes. A class of one's own needs `__call__`; the other methods have a way that always
+    works."""
 
     on_device: bool = False  # whether `batch` works on any device
 
@@ -72,13 +73,15 @@ class FunctionTransform(VolumeTransform):
 def _empty(shape: tuple[int, ...]) -> torch.Tensor:
     "A float32 tensor to be filled; in a worker process it lies in memory that the main process shares."
     if get_worker_info() is None:
-        return torch.from_numpy(np.empty(shape, np.float32))  # NumPy asks for large pages, which are quicker to have
+        return torch.from_numpy(np.empty(
+            shape, np.float32))  # NumPy asks for large pages, which are quicker to have
     storage = torch.UntypedStorage._new_shared(4 * math.prod(shape), device="cpu")
     return torch.empty(0).set_(storage, 0, shape)
 
 
 def _fetch(volumes: np.ndarray, rows: Sequence[int]) -> None:
-    "Have the system read these maps of a mapped file in large pieces, those of a batch side by side, unless they are in memory."
+    """Have the system read these maps of a mapped file in large pieces, those of a batch side by side,
+    unless they are in memory."""
     if not isinstance(_file_of(volumes), str) or not hasattr(mmap, "MADV_WILLNEED"):
         return
     size, start = volumes.strides[0], volumes.offset % mmap.ALLOCATIONGRANULARITY
@@ -102,15 +105,18 @@ class ScanDataset(Dataset):
         volumes: np.ndarray,                 # maps of the whole cohort (scans, x, y, z), also memory-mapped
         labels: Sequence[int] | Sequence[float],  # class, or number, of each scan of the cohort
         rows: Sequence[int] | None = None,   # rows of the cohort that make up the dataset; None takes all
-        transform: VolumeTransform | Callable | None = None,  # varies a volume (1, x, y, z) each time it is asked for
+        # varies a volume (1, x, y, z) each time it is asked for
+        transform: VolumeTransform | Callable | None = None,
     ):
         if len(volumes) != len(labels):
             raise ValueError(f"There are {len(volumes)} volumes, but {len(labels)} labels.")
         self.volumes = volumes
         self.rows = np.arange(len(volumes)) if rows is None else np.asarray(rows)
         labels = np.asarray(labels)
-        self.targets = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)[self.rows]  # the label of each item
-        self.transform = transform if transform is None or isinstance(transform, VolumeTransform) else FunctionTransform(transform)
+        self.targets = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)[
+            self.rows]  # the label of each item
+        self.transform = transform if transform is None or isinstance(
+            transform, VolumeTransform) else FunctionTransform(transform)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -127,7 +133,8 @@ class ScanDataset(Dataset):
         items: Sequence[int],  # which scans
         seeds: Sequence[int],  # a seed for each of them, from which it is varied
     ) -> dict[str, torch.Tensor]:  # 'volume' (N, 1, x, y, z) float32, 'label' and 'row' (N,) int64
-        "What a data loader makes of the items, when PyTorch's generator has the item's seed for each, with fewer copies."
+        """What a data loader makes of the items, when PyTorch's generator has the item's seed for each,
+        with fewer copies."""
         rows = self.rows[list(items)]
         _fetch(self.volumes, rows)
         volumes = _empty((len(rows), 1, *self.volumes.shape[1:]))
@@ -136,7 +143,10 @@ class ScanDataset(Dataset):
         else:
             for row, place in zip(rows, volumes.numpy()):
                 place[0] = self.volumes[row]
-        return {"volume": volumes, "label": torch.from_numpy(self.targets[list(items)]), "row": torch.from_numpy(rows)}
+        return {
+            "volume": volumes, "label": torch.from_numpy(self.targets[list(items)]),
+            "row": torch.from_numpy(rows)
+        }
 
     def without_transform(self) -> "ScanDataset":
         "The same scans as they are."

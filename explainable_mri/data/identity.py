@@ -47,10 +47,12 @@ def unify(
     names: pd.Series,       # subjects or visits, missing ones included
     source: str = "table",  # where they come from, for messages
 ) -> pd.Series:             # the same people, each in the spelling that occurs first
-    "Write each name in one spelling; raises `TableError` for spellings of which only their owner knows what they mean."
+    """Write each name in one spelling; raises `TableError` for spellings of which only their owner knows
+    what they mean."""
     given = names.dropna()
     if found := conflicts(given):
-        raise TableError(source, [f"{' and '.join(map(repr, group))} differ in spelling only ({names.name}). Write the same in the same "
+        raise TableError(source, [f"{' and '.join(map(repr, group))} differ in spelling only "
+                                  f"({names.name}). Write the same in the same "
                                   "way, and give different ones names that differ in more." for group in found])
     first: dict[str, str] = {}
     for name in given.map(_spelling):
@@ -59,7 +61,7 @@ def unify(
 
 # %% ../../nbs/14_identity.ipynb #aac73682
 def join_covariates(
-    scans: pd.DataFrame,                          # columns `path`, `subject` and what else the names tell; index: file names
+    scans: pd.DataFrame,  # columns `path`, `subject` and what else the names tell; index: file names
     covariates: pd.DataFrame,                     # column `subject`, covariates; the index gives row numbers
     source: str,                                  # where the covariates come from, for messages
     unmatched: Literal["error", "drop"] = "error",  # what is done about files without a row
@@ -73,7 +75,8 @@ def join_covariates(
     lost = found.index[~found.isin(matches)]
     if len(lost) and (unmatched == "error" or len(lost) == len(scans)):
         raise TableError(source, [_mismatch(lost, scans, covariates, keys)])
-    notes = [f"{len(lost)} files without a row in {source} left out (unmatched: drop): {some(lost)}."] if len(lost) else []
+    notes = [f"{len(lost)} files without a row in {source} left out (unmatched: drop): {some(lost)}."
+             ] if len(lost) else []
     scans, found = scans.drop(index=lost), found.drop(index=lost)
     _require_one_row(found, matches, covariates, keys, source)
     chosen = covariates.loc[[matches[one][0] for one in found]].set_index(scans.index)
@@ -87,7 +90,8 @@ def join_covariates(
 
 def _identities(table: pd.DataFrame, keys: list[str]) -> pd.Series:
     "What identifies each row: the keys of its subject and whatever else is in both."
-    return pd.Series(list(zip(*(table[name].map(identity_key) for name in keys))), index=table.index, dtype=object)
+    return pd.Series(list(zip(*(table[name].map(identity_key) for name in keys))), index=table.index,
+                     dtype=object)
 
 
 def some(
@@ -100,21 +104,26 @@ def some(
 def _require_subject(covariates: pd.DataFrame, source: str) -> None:
     "Raise `TableError` unless the covariates say whose they are."
     if "subject" not in covariates:
-        raise TableError(source, [f"There is no column 'subject'. {suggest('subject', covariates.columns)} Name its heading: "
+        raise TableError(source, ["There is no column 'subject'. "
+                                  f"{suggest('subject', covariates.columns)} "
+                                  "Name its heading: "
                                   "columns: {subject: HEADING}."])
 
 
 def _require_one_spelling(scans: pd.DataFrame, covariates: pd.DataFrame, source: str) -> None:
     "Raise `TableError` where a file and a row spell a name with letters in two ways."
     if found := conflicts([*scans["subject"].dropna(), *covariates["subject"].dropna()]):
-        raise TableError(source, [f"{' and '.join(map(repr, group))}, of files and rows, differ in spelling only. They may be one person or "
+        raise TableError(source, [f"{' and '.join(map(repr, group))}, of files and rows, differ in "
+                                  "spelling only. They may be one person or "
                                   "several: write the same in the same way." for group in found])
 
 
 def _mismatch(lost: pd.Index, scans: pd.DataFrame, covariates: pd.DataFrame, keys: list[str]) -> str:
     "Say which files have no row, and how names and rows look, so that the difference can be seen."
-    first = f"the first row has {_shown(covariates, covariates.index[0], keys)}" if len(covariates) else "there are no rows"
-    return (f"{len(lost)} of {len(scans)} files have no row: {some(lost)}. The first has {_shown(scans, lost[0], keys)}; "
+    first = (f"the first row has {_shown(covariates, covariates.index[0], keys)}" if len(covariates) else
+             "there are no rows")
+    return (f"{len(lost)} of {len(scans)} files have no row: {some(lost)}. The first has "
+            f"{_shown(scans, lost[0], keys)}; "
             f"{first}. Correct them, or leave these files out with unmatched: drop.")
 
 
@@ -123,12 +132,14 @@ def _shown(table: pd.DataFrame, row: Any, keys: list[str]) -> str:
     return ", ".join(f"{name} '{table.at[row, name]}'" for name in keys)
 
 
-def _require_one_row(found: pd.Series, matches: dict, covariates: pd.DataFrame, keys: list[str], source: str) -> None:
+def _require_one_row(found: pd.Series, matches: dict, covariates: pd.DataFrame, keys: list[str],
+                     source: str) -> None:
     "Raise `TableError` where several rows fit a file."
     several = [rows for one, rows in matches.items() if len(rows) > 1 and one in set(found)]
     if several:
         raise TableError(source, [
-            f"{', '.join(place(row) for row in rows)} have the same {' and '.join(keys)} ({_shown(covariates, rows[0], keys)}). Keep one "
+            f"{', '.join(place(row) for row in rows)} have the same {' and '.join(keys)} "
+            f"({_shown(covariates, rows[0], keys)}). Keep one "
             "of them, or tell them apart by a part of the file name such as session or image." for rows in several])
 
 
@@ -137,46 +148,59 @@ def _require_same_group(scans: pd.DataFrame, chosen: pd.DataFrame, source: str) 
     if "group" in scans and "group" in chosen:
         differ = scans["group"].astype(str) != chosen["group"].astype(str)
         if differ.any():
-            raise TableError(source, [f"{name}: the name says {scans.at[name, 'group']}, the table {chosen.at[name, 'group']}."
+            raise TableError(source, [f"{name}: the name says {scans.at[name, 'group']}, the table "
+                                      f"{chosen.at[name, 'group']}."
                                       for name in scans.index[differ]])
 
 # %% ../../nbs/14_identity.ipynb #a2536fbe
-_START = r"(?<![a-z])(screening|scmri|sc|baseline|bl|initial|init|pre|before|vorher|erstuntersuchung|ausgangs\w*)(?![a-z])"
+_START = (r"(?<![a-z])(screening|scmri|sc|baseline|bl|initial|init|pre|before|"
+          r"vorher|erstuntersuchung|ausgangs\w*)(?![a-z])")
 _END = r"(?<![a-z])(post|after|nachher|follow-?up|fu|verlauf|kontrolle)(?![a-z0-9])"
-_MONTHS = {"month": 1, "mon": 1, "mo": 1, "mth": 1, "monat": 1, "m": 1, "year": 12, "yr": 12, "jahr": 12, "y": 12, "week": 12 / 52,
-           "wk": 12 / 52, "woche": 12 / 52, "day": 12 / 365, "tag": 12 / 365}
+_MONTHS = {
+    "month": 1, "mon": 1, "mo": 1, "mth": 1, "monat": 1, "m": 1, "year": 12, "yr": 12, "jahr": 12, "y": 12,
+    "week": 12 / 52, "wk": 12 / 52, "woche": 12 / 52, "day": 12 / 365, "tag": 12 / 365
+}
 _UNIT = rf"({'|'.join(sorted(_MONTHS, key=len, reverse=True))})(?:e?[ns]|e)?"
-_AFTER, _BEFORE = re.compile(rf"(?<![a-z]){_UNIT}[ _-]?(\d+(?:\.\d+)?)(?!\d)"), re.compile(rf"(?<!\d)(\d+(?:\.\d+)?)[ _-]?{_UNIT}(?![a-z])")
-_NUMBER = re.compile(r"(?:(?:ses|session|visit|visite|v|tp|timepoint|time|t|scan|mr|wave|w|fu|follow-?up|exam|nr|no)\.?[ _-]?)?(\d+(?:\.\d+)?)")
+_AFTER, _BEFORE = re.compile(rf"(?<![a-z]){_UNIT}[ _-]?(\d+(?:\.\d+)?)(?!\d)"), re.compile(
+    rf"(?<!\d)(\d+(?:\.\d+)?)[ _-]?{_UNIT}(?![a-z])")
+_NUMBER = re.compile(
+    r"(?:(?:ses|session|visit|visite|v|tp|timepoint|time|t|scan|mr|wave|w|fu|follow-?up|exam|nr|no)"
+    r"\.?[ _-]?)?(\d+(?:\.\d+)?)"
+)
 
 
 def when(
     visit: Any,              # the name of a visit
     day_first: bool = True,  # how 3/4/2019 is read: the 3rd of April, or the 4th of March
-) -> tuple[str, float] | None:  # the kind of time, "start", "time" (in months), "date" (in days), "number" or "end", and the time; or None
+) -> tuple[str, float] | None:  # kind ("start", "time" in months, "date" in days, "number", "end"), time
     "Read the time that the name of a visit tells."
     text = re.sub(r"^ses-", "", _spelling(visit).casefold())
     if (day := _date(text, day_first)) is not None:
         return "date", day
-    lengths = [(float(number), unit) for unit, number in _AFTER.findall(text)] or [(float(number), unit) for number, unit in _BEFORE.findall(text)]
+    lengths = [(float(number), unit)
+               for unit, number in _AFTER.findall(text)] or [(float(number), unit)
+                                                             for number, unit in _BEFORE.findall(text)]
     if lengths:
         return "time", sum(number * _MONTHS[unit] for number, unit in lengths)
     if re.search(_START, text):
-        return "start", -1.0 if re.search(r"(?<![a-z])sc", text) else 0.0  # a screening comes before a baseline
+        return "start", -1.0 if re.search(r"(?<![a-z])sc",
+                                          text) else 0.0  # a screening comes before a baseline
     if number := _NUMBER.fullmatch(text):
         return "number", float(number[1])
     return ("end", 0.0) if re.search(_END, text) else None
 
 # %% ../../nbs/14_identity.ipynb #504c5f18
+_MONTH_NAMES = "(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
 _SLASHED = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4}|\d{2})")
 
 
 def _date(text: str, day_first: bool) -> float | None:
     "The day that a text names, counted from the year 1; None where it names none."
-    patterns = ((r"(?<!\d)(\d{4})[-./](\d{1,2})[-./](\d{1,2})(?!\d)", (0, 1, 2)), (r"(?<!\d)((?:19|20)\d\d)(\d\d)(\d\d)(?!\d)", (0, 1, 2)),
-                (r"(?<!\d)(\d{1,2})\.(\d{1,2})\.(\d{4}|\d{2})(?!\d)", (2, 1, 0)),
-                (rf"(?<!\d){_SLASHED.pattern}(?!\d)", (2, 1, 0) if day_first else (2, 0, 1)),
-                (r"(?<!\d)(\d{1,2})-(\d{1,2})-(\d{4})(?!\d)", (2, 1, 0)))
+    patterns = ((r"(?<!\d)(\d{4})[-./](\d{1,2})[-./](\d{1,2})(?!\d)",
+                 (0, 1, 2)), (r"(?<!\d)((?:19|20)\d\d)(\d\d)(\d\d)(?!\d)",
+                              (0, 1, 2)), (r"(?<!\d)(\d{1,2})\.(\d{1,2})\.(\d{4}|\d{2})(?!\d)", (2, 1, 0)),
+                (rf"(?<!\d){_SLASHED.pattern}(?!\d)", (2, 1, 0) if day_first else
+                 (2, 0, 1)), (r"(?<!\d)(\d{1,2})-(\d{1,2})-(\d{4})(?!\d)", (2, 1, 0)))
     for pattern, order in patterns:
         if match := re.search(pattern, text):
             year, month, day = (int(match[part + 1]) for part in order)
@@ -184,7 +208,9 @@ def _date(text: str, day_first: bool) -> float | None:
                 return float(datetime.date(year + 2000 * (year < 100), month, day).toordinal())
             except ValueError:
                 continue
-    if re.search(r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\W.*\d{2}|\d\W?(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)", text):
+    if re.search(
+            rf"{_MONTH_NAMES}[a-z]*\W.*\d{{2}}|\d\W?{_MONTH_NAMES}",
+            text):
         try:
             return float(dates.parse(text, fuzzy=True).toordinal())
         except (ValueError, OverflowError):
@@ -196,22 +222,32 @@ def order_visits(
     table: pd.DataFrame,    # columns `subject`, `session` and, where known, `age`; a row a scan
     source: str = "table",  # where it comes from, for messages
 ) -> dict[str, list[Any]]:  # for each subject, its rows in the order of time
-    "Put the visits of each person in order; raises `TableError` for those of which neither names nor ages tell the order."
-    slashed = [match.groups()[:2] for visit in table["session"].dropna() if (match := _SLASHED.search(str(visit)))]
-    day_first = [reading for reading, part in ((True, 1), (False, 0)) if not any(int(parts[part]) > 12 for parts in slashed)] or [True]
-    ages = pd.to_numeric(table["age"], errors="coerce") if "age" in table else pd.Series(float("nan"), table.index)
+    """Put the visits of each person in order; raises `TableError` for those of which neither names nor
+    ages tell the order."""
+    slashed = [
+        match.groups()[:2] for visit in table["session"].dropna() if (match := _SLASHED.search(str(visit)))
+    ]
+    day_first = [
+        reading
+        for reading, part in ((True, 1), (False, 0)) if not any(int(parts[part]) > 12 for parts in slashed)
+    ] or [True]
+    ages = pd.to_numeric(table["age"], errors="coerce") if "age" in table else pd.Series(
+        float("nan"), table.index)
     ordered, problems = {}, []
     for subject, rows in table.groupby("subject", sort=False).groups.items():
         by_name = {tuple(_in_order(rows, table["session"], reading) or ()) for reading in day_first}
         by_age = _strictly(rows, ages.get)
         order = list(by_name.pop()) if len(by_name) == 1 else []
         if order and by_age and [ages[row] for row in order] != sorted(ages[rows]):
-            problems.append(f"{subject}: {_visits(table, order)} by their names, but {_visits(table, by_age)} by the ages "
-                            f"{', '.join(f'{ages[row]:g}' for row in by_age)}. Correct the one or the other.")
+            problems.append(f"{subject}: {_visits(table, order)} by their names, but "
+                            f"{_visits(table, by_age)} by the ages "
+                            f"{', '.join(f'{ages[row]:g}' for row in by_age)}. Correct the one or the "
+                            "other.")
         elif order or by_age:
             ordered[subject] = order or by_age
         else:
-            problems.append(f"{subject}: the order of the visits {_visits(table, rows, ', ')} is not known. Give them numbers, dates or "
+            problems.append(f"{subject}: the order of the visits {_visits(table, rows, ', ')} is not "
+                            "known. Give them numbers, dates or "
                             "months, or ages that differ.")
     if problems:
         raise TableError(source, problems)
@@ -226,7 +262,8 @@ def _in_order(rows: Iterable[Any], sessions: pd.Series, day_first: bool) -> list
     kinds = {time and time[0] for time in times.values()}
     if None in kinds or len(kinds - {"start", "end"}) > 1 or "end" in kinds and kinds - {"start", "end"}:
         return None
-    return _strictly(times, lambda row: (["start", "time", "date", "number", "end"].index(times[row][0]), times[row][1]))
+    return _strictly(
+        times, lambda row: (["start", "time", "date", "number", "end"].index(times[row][0]), times[row][1]))
 
 
 def _strictly(rows: Iterable[Any], key: Callable) -> list[Any] | None:

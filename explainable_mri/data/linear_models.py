@@ -24,7 +24,8 @@ class LinearModelsError(ExplainableMRIError, ValueError):
     "A file that does not hold the Rostock group's linear models."
 
 
-_LINEAR_MODELS = ("age", "sex", "tiv", "field_strength")  # order of the published coefficients; the intercept follows
+_LINEAR_MODELS = ("age", "sex", "tiv", "field_strength"
+                  )  # order of the published coefficients; the intercept follows
 
 
 def _read_linear_models(path: str | PathLike) -> np.ndarray:
@@ -32,26 +33,33 @@ def _read_linear_models(path: str | PathLike) -> np.ndarray:
     try:
         with h5py.File(path, "r") as file:
             if not isinstance(file.get("linearmodels"), h5py.Dataset):
-                raise LinearModelsError(f"{path} has no dataset 'linearmodels'. It has: {', '.join(file) or 'nothing'}.")
+                raise LinearModelsError(f"{path} has no dataset 'linearmodels'. It has: "
+                                        f"{', '.join(file) or 'nothing'}.")
             shape, kind = file["linearmodels"].shape, file["linearmodels"].dtype.kind
             if len(shape) != 4 or shape[-1] != len(_LINEAR_MODELS) + 1 or kind != "f":
-                raise LinearModelsError(f"The linear models in {path} have the shape {shape}. Four axes of numbers are expected, of "
-                                 "which the last holds the coefficients of age, sex, TIV and field strength, and the intercept.")
+                raise LinearModelsError(f"The linear models in {path} have the shape {shape}. Four axes "
+                                        "of "
+                                        "numbers are expected, of "
+                                 "which the last holds the coefficients of age, sex, TIV and field "
+                                 "strength, and the intercept.")
             values = file["linearmodels"][:].astype(np.float32)
     except FileNotFoundError:
         raise LinearModelsError(f"There is no file {path}.") from None
     except OSError as error:
         raise LinearModelsError(f"{path} cannot be read as an HDF5 file: {error}") from None
     if not np.isfinite(values).all():
-        raise LinearModelsError(f"The linear models in {path} are not finite in {(~np.isfinite(values)).any(-1).sum()} voxels.")
+        raise LinearModelsError(f"The linear models in {path} are not finite in "
+                                f"{(~np.isfinite(values)).any(-1).sum()} voxels.")
     return values
 
 # %% ../../nbs/20_linear_models.ipynb #55f0ca4d
 def load_linear_models(
     path: str | PathLike,  # HDF5 file of the group, such as `linear_models_ADNI2.hdf5`
-    axes: Axes,            # how the axes of the group's images follow from the grid's: the `axes` of an imported network
+    # how the axes of the group's images follow from the grid's: the `axes` of an imported network
+    axes: Axes,
 ) -> ResidualModel:        # a fitted model for maps on the grid, with sexes F and M
-    "Read the regression that the Rostock group published; raises `LinearModelsError` for a file of another form."
+    """Read the regression that the Rostock group published; raises `LinearModelsError` for a file of
+    another form."""
     images = torch.from_numpy(_read_linear_models(path).T.copy())
     on_grid = axes.to_grid(images[:, None])[:, 0].numpy()
     plain = {name: [0.0, 1.0] for name in _LINEAR_MODELS} | {"sex": ["M", "F"]}
@@ -64,15 +72,19 @@ def load_linear_models(
 def save_linear_models(
     model: ResidualModel,  # fitted with the covariates age, sex, tiv and field_strength
     path: str | PathLike,  # HDF5 file, replaced if it exists
-    axes: Axes,            # how the axes of the group's images follow from the grid's: the `axes` of an imported network
+    # how the axes of the group's images follow from the grid's: the `axes` of an imported network
+    axes: Axes,
 ) -> None:
-    "Write a regression as the Rostock group does; raises `CovariateError` for a model with other covariates or units."
+    """Write a regression as the Rostock group does; raises `CovariateError` for a model with other
+    covariates or units."""
     encoding = model.design_.encoding
     if sorted(encoding) != sorted(_LINEAR_MODELS) or sorted(encoding["sex"]) != ["F", "M"]:
-        raise CovariateError(f"The group's format holds the effects of {', '.join(_LINEAR_MODELS)}, with sexes F and M; "
+        raise CovariateError(f"The group's format holds the effects of {', '.join(_LINEAR_MODELS)}, with "
+                             "sexes F and M; "
                              f"this model has the columns {', '.join(model.design_.columns)}.")
     _require_units(encoding)
-    man, woman = model.predict(pd.DataFrame(dict.fromkeys(_LINEAR_MODELS, 0.0), index=[0, 1]).assign(sex=["M", "F"]))
+    man, woman = model.predict(
+        pd.DataFrame(dict.fromkeys(_LINEAR_MODELS, 0.0), index=[0, 1]).assign(sex=["M", "F"]))
     effects = {name: model.effect(name) for name in ("age", "tiv", "field_strength")} | {"sex": woman - man}
     on_grid = np.stack([*(effects[name] for name in _LINEAR_MODELS), man])
     images = axes.to_network(torch.from_numpy(on_grid)[:, None])[:, 0].numpy()
@@ -85,5 +97,6 @@ def _require_units(encoding: dict[str, list]) -> None:
     for name, (low, high, unit) in LIMITS.items():
         mean, deviation = encoding[name]
         if (mean, deviation) != (0, 1) and not low <= mean <= high:  # 0 and 1: read from such a file
-            raise CovariateError(f"The model was fitted on a mean {name} of {mean:g}, but the group's format has {unit}, which "
+            raise CovariateError(f"The model was fitted on a mean {name} of {mean:g}, but the group's "
+                                 f"format has {unit}, which "
                                  f"would be {low:g} to {high:g}. Fit it on a table in these units.")

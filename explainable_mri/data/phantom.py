@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 from scipy import ndimage
-from tqdm.auto import tqdm
 
 from .atlases import load_atlas, load_brain_mask, load_template
 from .cohorts import Cohort, CohortError, InclusionCriteria, make_cohort
 from .tables import read_table
 from .volumes import Grid, get_grid, save_volume
+from ..environment import progress_bar
 from ..errors import ExplainableMRIError, suggest
 from ..files import read_json, replacing, write_json
 from ..registry import COHORTS
@@ -120,7 +120,8 @@ class SmoothField:
         self._kernels = []
         for axis, (start, stop) in enumerate(_BOX):
             lattice = np.arange(start - 3 * width, stop + 3 * width, width)
-            voxels = grid.cropped_affine[axis, 3] + grid.voxel_size[axis] * np.arange(grid.cropped_shape[axis])
+            voxels = grid.cropped_affine[axis,
+                                         3] + grid.voxel_size[axis] * np.arange(grid.cropped_shape[axis])
             kernel = np.exp(-((voxels[:, None] - lattice) ** 2) / (2 * width**2))
             kernel /= np.linalg.norm(kernel, axis=1, keepdims=True)
             self._kernels.append(kernel.astype(np.float32))
@@ -161,9 +162,12 @@ class Simulator:
         self.atlas, self.brain = load_atlas("aal", grid), load_brain_mask(grid)
         self.hippocampus = self.atlas.mask("Hippocampus")
         self.field = SmoothField(grid, width=10)
-        temporal = self.atlas.mask("Temporal", "Hippocampus", "ParaHippocampal", "Amygdala").astype(np.float32)
-        self.aging = 0.003 * (1 + ndimage.gaussian_filter(temporal, 8 / np.array(grid.voxel_size)))  # loss in a year
-        self.contrast = 0.03 * SmoothField(grid, width=25).draw(np.random.default_rng(0)) - 0.02     # change at 1.5 T
+        temporal = self.atlas.mask("Temporal", "Hippocampus", "ParaHippocampal",
+                                   "Amygdala").astype(np.float32)
+        self.aging = 0.003 * (1 + ndimage.gaussian_filter(temporal, 8 / np.array(grid.voxel_size))
+                              )  # loss in a year
+        self.contrast = 0.03 * SmoothField(grid, width=25).draw(
+            np.random.default_rng(0)) - 0.02  # change at 1.5 T
 
     def scan(
         self,
@@ -206,12 +210,15 @@ DICTIONARY: dict[str, dict[str, Any]] = {
     "subject": {"Description": "Simulated person"},
     "session": {"Description": "Visit; repeat visits show the same anatomy at a later age"},
     "group": {"Description": "Diagnosis", "Levels": {
-        "CN": "cognitively normal", "MCI": "mild cognitive impairment", "AD": "dementia due to Alzheimer's disease"}},
+        "CN": "cognitively normal", "MCI": "mild cognitive impairment", "AD": "dementia due to "
+                                                                              "Alzheimer's "
+                                                                              "disease"}},
     "age": {"Description": "Age at the visit", "Units": "years"},
     "sex": {"Description": "Sex", "Levels": {"F": "female", "M": "male"}},
     "tiv": {"Description": "Total intracranial volume", "Units": "ml"},
     "field_strength": {"Description": "Field strength of the scanner", "Units": "T"},
-    "truth": {"Description": "Fraction of grey matter lost in each voxel, relative to the folder of this table"},
+    "truth": {"Description": "Fraction of grey matter lost in each voxel, relative to the folder of this "
+                             "table"},
     "hippocampus_volume": {"Description": "Grey matter in the AAL hippocampus, both sides, before noise", "Units": "ml"},
 }
 
@@ -219,7 +226,8 @@ DICTIONARY: dict[str, dict[str, Any]] = {
 def _visits(scans: int, seed: int, repeat_fraction: float, atrophy: float) -> list[tuple[Person, int]]:
     "The people and visits of a cohort; a smaller cohort is the beginning of a larger one."
     people = (draw_person(number, seed, repeat_fraction, atrophy) for number in itertools.count(1))
-    visits = ((person, session) for person in people for session in range(1, 2 + (person.interval is not None)))
+    visits = ((person, session) for person in people
+              for session in range(1, 2 + (person.interval is not None)))
     return list(itertools.islice(visits, scans))
 
 # %% ../../nbs/17_phantom.ipynb #6aaa4e80
@@ -234,9 +242,12 @@ def _write_scan(folder: Path, simulator: Simulator, person: Person, session: int
     scan = simulator.scan(person, session)
     save_volume(scan.volume, folder / paths["path"], simulator.grid)
     save_volume(scan.atrophy, folder / paths["truth"], simulator.grid)
-    row = {"path": paths["path"], "subject": subject, "session": visit, "group": person.group, "age": person.age_at(session),
-           "sex": person.sex, "tiv": person.tiv, "field_strength": person.field_strength, "truth": paths["truth"],
-           "hippocampus_volume": round(scan.hippocampus_volume, 4)}
+    row = {
+        "path": paths["path"], "subject": subject, "session": visit, "group": person.group,
+        "age": person.age_at(session), "sex": person.sex, "tiv": person.tiv,
+        "field_strength": person.field_strength, "truth": paths["truth"],
+        "hippocampus_volume": round(scan.hippocampus_volume, 4)
+    }
     write_json(row, done)
     return row
 
@@ -281,20 +292,26 @@ def _is_complete(folder: Path, scans: int) -> bool:
     return manifest["scans"] >= scans and not _changed(folder, manifest["files"])
 
 
-def _simulate(folder: Path, simulator: Simulator, visits: list[tuple[Person, int]], parameters: dict[str, Any]) -> None:
+def _simulate(folder: Path, simulator: Simulator, visits: list[tuple[Person, int]],
+              parameters: dict[str, Any]) -> None:
     "Write what is missing of a cohort; the manifest comes last."
     write_json(parameters, folder / "phantom.json")
     signed = read_json(folder / "manifest.json")["files"] if (folder / "manifest.json").is_file() else {}
-    if changed := [name for name in _changed(folder, signed) if (folder / name).is_file() and name.endswith((".gz", ".json"))
-                   and name.startswith("sub-")]:
-        raise PhantomError(f"{folder / changed[0]} is not what was simulated: it has been changed since. Delete it, and it is made anew.")
-    visits = tqdm(visits, desc="simulating scans", unit="scan", delay=2)
+    if changed := [
+            name for name in _changed(folder, signed)
+            if (folder / name).is_file() and name.endswith((".gz", ".json")) and name.startswith("sub-")
+    ]:
+        raise PhantomError(f"{folder / changed[0]} is not what was simulated: it has been changed since. "
+                           "Delete it, and it is made anew.")
+    visits = progress_bar(visits, desc="simulating scans", unit="scan", delay=2)
     rows = [_write_scan(folder, simulator, person, session) for person, session in visits]
     write_json(DICTIONARY, folder / "participants.json")
     with replacing(folder / "participants.tsv") as partial:
         pd.DataFrame(rows)[list(DICTIONARY)].to_csv(partial, sep="\t", index=False, lineterminator="\n")
-    scans = (name for row in rows for name in (row["path"], row["truth"], row["path"].replace("_label-GM_probseg.nii.gz", ".json")))
-    write_json({"scans": len(rows), "files": _sign(folder, ["participants.tsv", *scans])}, folder / "manifest.json")
+    scans = (name for row in rows for name in (row["path"], row["truth"],
+                                               row["path"].replace("_label-GM_probseg.nii.gz", ".json")))
+    write_json({"scans": len(rows), "files": _sign(folder, ["participants.tsv", *scans])},
+               folder / "manifest.json")
 
 # %% ../../nbs/17_phantom.ipynb #7601842a
 def simulate_cohort(
@@ -310,11 +327,15 @@ def simulate_cohort(
 ) -> Path:                          # path of `participants.tsv`, which has at least as many rows as `scans`
     "Simulate a cohort, or complete it; raises `PhantomError` when `folder` holds another simulation."
     if scans < 1 or not 0 <= repeat_fraction <= 1:
-        raise PhantomError(f"Expected scans of 1 or more and a repeat_fraction from 0 to 1, got {scans} and {repeat_fraction}.")
+        raise PhantomError(f"Expected scans of 1 or more and a repeat_fraction from 0 to 1, got {scans} "
+                           f"and {repeat_fraction}.")
     folder, grid = Path(folder).expanduser(), get_grid(grid)
     model = {"displacement": displacement, "variation": variation, "noise": noise}
-    parameters = {"grid": grid.name, "seed": seed, "repeat_fraction": repeat_fraction, "atrophy": atrophy, **model,
-                  "pattern": PATTERN, "groups": {name: asdict(group) for name, group in GROUPS.items()}}
+    parameters = {
+        "grid": grid.name, "seed": seed, "repeat_fraction": repeat_fraction, "atrophy": atrophy,
+        **model, "pattern": PATTERN, "groups": {name: asdict(group)
+                                                for name, group in GROUPS.items()}
+    }
     parameters = json.loads(json.dumps(parameters))
     _require_same(folder, parameters)
     if _is_complete(folder, scans):
@@ -324,9 +345,11 @@ def simulate_cohort(
         with FileLock(folder / ".lock"):
             _require_same(folder, parameters)
             if not _is_complete(folder, scans):
-                _simulate(folder, Simulator(grid, seed, **model), _visits(scans, seed, repeat_fraction, atrophy), parameters)
+                _simulate(folder, Simulator(grid, seed, **model),
+                          _visits(scans, seed, repeat_fraction, atrophy), parameters)
     except OSError as error:
-        raise PhantomError(f"The simulated cohort cannot be written to {folder}: {error.strerror or error}. Make room or get permission to "
+        raise PhantomError(f"The simulated cohort cannot be written to {folder}: "
+                           f"{error.strerror or error}. Make room or get permission to "
                            "write there, or choose another folder.") from None
     return folder / "participants.tsv"
 
@@ -340,13 +363,15 @@ def phantom_cohort(
     scans: int = 120,                            # number of scans
     seed: int = 0,                               # seed of the simulation
     atrophy: float = 1.0,                        # factor on the degree of atrophy; 0 makes all healthy
-) -> Cohort:                                     # the scans of these groups; `truth` is the path of the atrophy map
+) -> Cohort:  # the scans of these groups; `truth` is the path of the atrophy map
     "The simulated cohort, written on first use; see `simulate_cohort`."
     path = simulate_cohort(folder, scans=scans, grid=grid, seed=seed, atrophy=atrophy)
     table = read_table(path).head(scans)
     simulated = list(table["group"].unique())
     if unknown := [group for group in groups if group not in simulated]:
-        raise CohortError(str(path), [f"There is no scan of group '{group}'. {suggest(group, simulated)}" for group in unknown])
+        raise CohortError(str(path), [
+            f"There is no scan of group '{group}'. {suggest(group, simulated)}" for group in unknown
+        ])
     others = InclusionCriteria(ignore_groups=[group for group in simulated if group not in groups])
     cohort = make_cohort(table, grid, groups, covariates, path.parent, str(path), others, files_checked=True)
     cohort.table["truth"] = [str((path.parent / truth).absolute()) for truth in cohort.table["truth"]]

@@ -32,7 +32,8 @@ def _learn_encoding(column: pd.Series) -> list[float] | list[str]:
         encoding = sorted(str(value) for value in column.unique())
         varies = len(encoding) > 1
     if not varies:
-        raise CovariateError(f"The covariate '{column.name}' is the same ({column.iloc[0]}) in all scans that the model "
+        raise CovariateError(f"The covariate '{column.name}' is the same ({column.iloc[0]}) in all scans "
+                             "that the model "
                              "is fitted on, so its effect cannot be known. Leave it out of the covariates.")
     return encoding
 
@@ -46,12 +47,14 @@ def _encode(column: pd.Series, encoding: list[float] | list[str]) -> np.ndarray:
     "Columns of the design matrix for a covariate, shape (scans, columns)."
     if _is_numeric(encoding):
         if not pd.api.types.is_numeric_dtype(column):
-            raise CovariateError(f"The covariate '{column.name}' is not numeric, as it was in the scans fitted on.")
+            raise CovariateError(f"The covariate '{column.name}' is not numeric, as it was in the scans "
+                                 "fitted on.")
         mean, deviation = encoding
         return (column.to_numpy(float)[:, None] - mean) / deviation
     values = column.astype(str).to_numpy()
     if unknown := sorted(set(values) - set(encoding)):
-        raise CovariateError(f"The covariate '{column.name}' has the value '{unknown[0]}'. The scans that the model "
+        raise CovariateError(f"The covariate '{column.name}' has the value '{unknown[0]}'. The scans that "
+                             "the model "
                              f"was fitted on have only: {', '.join(encoding)}.")
     return (values[:, None] == np.array(encoding[1:])).astype(float)
 
@@ -59,7 +62,8 @@ def _encode(column: pd.Series, encoding: list[float] | list[str]) -> np.ndarray:
 def _require_columns(table: pd.DataFrame, covariates: Sequence[str]) -> None:
     "Raise `CovariateError` unless the table has these columns."
     if absent := [name for name in covariates if name not in table]:
-        raise CovariateError(f"The table has no column '{absent[0]}'. It has: {', '.join(map(str, table.columns))}.")
+        raise CovariateError(f"The table has no column '{absent[0]}'. It has: "
+                             f"{', '.join(map(str, table.columns))}.")
 
 
 def _missing(column: pd.Series) -> np.ndarray:
@@ -73,7 +77,8 @@ def _require_complete(table: pd.DataFrame, covariates: Sequence[str]) -> None:
     for name in covariates:
         if (missing := _missing(table[name])).any():
             rows = ", ".join(map(str, table.index[missing][:5])) + (", …" if missing.sum() > 5 else "")
-            raise CovariateError(f"The covariate '{name}' is missing in {missing.sum()} of {len(table)} scans "
+            raise CovariateError(f"The covariate '{name}' is missing in {missing.sum()} of {len(table)} "
+                                 "scans "
                                  f"(rows {rows}). Complete the table or leave these scans out.")
 
 # %% ../../nbs/19_residuals.ipynb #097d6e34
@@ -81,31 +86,35 @@ def _require_complete(table: pd.DataFrame, covariates: Sequence[str]) -> None:
 class Design:
     "How covariates become numbers: learned from the controls, applied to anybody."
 
-    encoding: dict[str, list[float] | list[str]]  # [mean, standard deviation], or words of which the first is 0
-
-    means: dict[str, list[float]] | None = None  # what stands in for a missing value, by covariate; None refuses gaps
+    encoding: dict[str, list[float] | list[str]]  # [mean, standard deviation], or words, the first being 0
+    means: dict[str, list[float]] | None = None   # what stands in for a missing value; None refuses gaps
 
     @classmethod
     def learn(
         cls,
         table: pd.DataFrame,        # covariates of the controls
         covariates: Sequence[str],  # columns to use
-        impute: bool = False,       # let the mean of the controls stand in for missing values, instead of refusing these
+        # let the mean of the controls stand in for missing values, instead of refusing these
+        impute: bool = False,
     ) -> "Design":                  # their encoding
-        "Learn the encoding; raises `CovariateError` for covariates that are incomplete, constant or redundant."
+        """Learn the encoding; raises `CovariateError` for covariates that are incomplete, constant or
+        redundant."""
         (_require_columns if impute else _require_complete)(table, covariates)
         given = {name: table[name][~_missing(table[name])] for name in covariates}
         if empty := [name for name, column in given.items() if column.empty]:
-            raise CovariateError(f"The covariate '{empty[0]}' is missing in all {len(table)} scans that the model is fitted on.")
+            raise CovariateError(f"The covariate '{empty[0]}' is missing in all {len(table)} scans that "
+                                 "the model is fitted on.")
         encoding = {name: _learn_encoding(column) for name, column in given.items()}
-        means = {name: _encode(given[name], encoding[name]).mean(axis=0).tolist() for name in covariates} if impute else None
+        means = {name: _encode(given[name], encoding[name]).mean(axis=0).tolist()
+                 for name in covariates} if impute else None
         design = cls(encoding, means)
         for number in range(1, len(covariates) + 1):
             part = cls({name: encoding[name] for name in covariates[:number]}, means)
             if np.linalg.matrix_rank(part.matrix(table)) < len(part.columns):
                 reason = (f"{len(table)} scans are too few for them" if len(table) < len(part.columns) else
                           f"'{covariates[number - 1]}' follows from those before it")
-                raise CovariateError(f"The effects of the covariates {', '.join(covariates)} cannot be told apart: "
+                raise CovariateError(f"The effects of the covariates {', '.join(covariates)} cannot be "
+                                     "told apart: "
                                      f"{reason}. Leave covariates out or fit on more scans.")
         return design
 
@@ -120,9 +129,11 @@ class Design:
         self,
         table: pd.DataFrame,  # covariates, a row a map
     ) -> np.ndarray:          # float64 (maps, columns)
-        "Encode covariates; raises `CovariateError` for what was never seen, and for what is missing unless it is imputed."
+        """Encode covariates; raises `CovariateError` for what was never seen, and for what is missing
+        unless it is imputed."""
         (_require_complete if self.means is None else _require_columns)(table, list(self.encoding))
-        return np.hstack([np.ones((len(table), 1)), *(self._columns_of(table[name]) for name in self.encoding)])
+        return np.hstack(
+            [np.ones((len(table), 1)), *(self._columns_of(table[name]) for name in self.encoding)])
 
     def _columns_of(self, column: pd.Series) -> np.ndarray:
         "Columns of the matrix for a covariate, with means where it is missing."
@@ -140,12 +151,16 @@ class VoxelRegression:
 
     def __init__(
         self,
-        covariates: Sequence[str],  # columns of the table; without any, the controls' mean map is what is predicted
-        impute: bool = False,       # let the mean of the fitted controls stand in for missing values, instead of refusing these
+        # columns of the table; without any, the controls' mean map is what is predicted
+        covariates: Sequence[str],
+        # let the mean of the fitted controls stand in for missing values, instead of refusing these
+        impute: bool = False,
     ):
         self.covariates, self.impute = list(covariates), impute
-        self.covered_: np.ndarray | None = None  # true (x, y, z) where the model knows a voxel; None: everywhere
-        self.ranges_: dict[str, list[float]] | None = None  # lowest and highest mean and maximum of the fitted maps
+        # true (x, y, z) where the model knows a voxel; None: everywhere
+        self.covered_: np.ndarray | None = None
+        # lowest and highest mean and maximum of the fitted maps
+        self.ranges_: dict[str, list[float]] | None = None
 
     def predict(
         self,
@@ -166,8 +181,10 @@ class VoxelRegression:
     def state_dict(self) -> dict[str, Any]:
         "The fitted model as plain tensors, words and numbers."
         covered = None if self.covered_ is None else torch.from_numpy(self.covered_)
-        return {"encoding": self.design_.encoding, "means": self.design_.means, "covered": covered, "ranges": self.ranges_,
-                "coefficients": torch.from_numpy(self.coefficients_)}
+        return {
+            "encoding": self.design_.encoding, "means": self.design_.means, "covered": covered,
+            "ranges": self.ranges_, "coefficients": torch.from_numpy(self.coefficients_)
+        }
 
     @classmethod
     def from_state_dict(
@@ -232,7 +249,8 @@ class ResidualModel(VoxelRegression):
         volumes: Iterable[np.ndarray],  # maps (x, y, z)
         table: pd.DataFrame,            # their covariates, a row a map
     ) -> Iterator[np.ndarray]:          # residual maps (x, y, z), float32
-        "Yield what `transform` would give map by map, for files larger than memory; the next ones are computed meanwhile."
+        """Yield what `transform` would give map by map, for files larger than memory; the next ones are
+        computed meanwhile."""
         return (left for block in _subtract(self, volumes, table) for left in block)
 
     def transform(
@@ -241,7 +259,8 @@ class ResidualModel(VoxelRegression):
         table: pd.DataFrame,            # their covariates, a row a map
         out: np.ndarray | None = None,  # array (maps, x, y, z) to write to, such as `volumes` itself
     ) -> np.ndarray:                    # residual maps, float32 (maps, x, y, z); `out` where it is given
-        "Subtract the prediction, intercept included, so that the fitted controls have a mean of zero in each voxel."
+        """Subtract the prediction, intercept included, so that the fitted controls have a mean of zero in
+        each voxel."""
         shape = (len(table), *self.coefficients_.shape[1:])
         out = np.empty(shape, np.float32) if out is None else out
         if out.shape != shape:
@@ -250,7 +269,8 @@ class ResidualModel(VoxelRegression):
         return out
 
 # %% ../../nbs/19_residuals.ipynb #2a6244dd
-_SIZES = {"mean": (1 / 3, 3), "largest value": (0, 5)}  # how much less, or more, than in all fitted maps is possible
+_SIZES = {"mean": (1 / 3, 3),
+          "largest value": (0, 5)}  # how much less, or more, than in all fitted maps is possible
 
 
 def _size(volume: np.ndarray) -> tuple[float, float]:
@@ -271,6 +291,7 @@ def _misfit(ranges: Mapping[str, Sequence[float]], sizes: Sequence[float]) -> st
     for (name, (less, more)), value in zip(_SIZES.items(), sizes):
         low, high = ranges[name]
         if not (less * low if low > 0 else -np.inf) <= value <= (more * high if high > 0 else np.inf):
-            return (f"Its {name} is {value:.3g}, where the scans that the covariates were fitted on have {low:.3g} to {high:.3g}: "
+            return (f"Its {name} is {value:.3g}, where the scans that the covariates were fitted on have "
+                    f"{low:.3g} to {high:.3g}: "
                     "it is not a scan of the same kind, or not in the same unit.")
     return ""

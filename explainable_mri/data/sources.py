@@ -20,7 +20,8 @@ from nilearn.datasets import fetch_oasis_vbm
 from pydantic import ValidationError
 
 from ..config import Component
-from .cohorts import Cohort, CohortError, InclusionCriteria, Listing, cohort_source, make_cohort
+from .cohorts import (
+    Cohort, CohortError, InclusionCriteria, Listing, cohort_source, make_cohort)
 from .identity import identity_key, join_covariates, some, unify
 from .tables import TableError, map_columns, plain_number, read_table
 from .volumes import Grid
@@ -30,23 +31,26 @@ from ..registry import COHORTS
 # %% ../../nbs/16_sources.ipynb #0e34c6f9
 def find_scans(
     folder: str | os.PathLike,  # searched with all folders below it
-    pattern: str,               # regular expression for paths below the folder, with named groups, `subject` among them
-) -> tuple[pd.DataFrame, list[str]]:  # columns `path` and the named groups, the index being paths below the folder; notes
+    pattern: str,  # regular expression for paths below the folder, with named groups, `subject` among them
+) -> tuple[pd.DataFrame, list[str]]:  # `path` and the named groups, indexed by paths below the folder; notes
     "Find the NIfTI files whose names fit a pattern; raises `CohortError` where there is none."
     folder = require_folder(folder)
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise CohortError(str(folder), [f"The pattern {pattern!r} is not a regular expression: {error}."]) from None
+        raise CohortError(str(folder),
+                          [f"The pattern {pattern!r} is not a regular expression: {error}."]) from None
     if "subject" not in expression.groupindex:
-        raise CohortError(str(folder), [f"The pattern {pattern!r} does not say where the subject stands: (?P<subject>…)."])
+        raise CohortError(str(folder), [f"The pattern {pattern!r} does not say where the subject stands: "
+                                        "(?P<subject>…)."])
     files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.nii*")) if is_nifti(path)]
     fits = {name: match for name in files if (match := expression.search(name))}
     if not fits:
         raise CohortError(str(folder), [f"None of {len(files)} NIfTI files fits the pattern {pattern!r}"
                                         + (f", such as {files[0]}." if files else ".")])
     table = pd.DataFrame([match.groupdict() for match in fits.values()], index=list(fits))
-    notes = [f"{len(files) - len(fits)} other NIfTI files in {folder} do not fit the pattern."] if len(files) > len(fits) else []
+    notes = [f"{len(files) - len(fits)} other NIfTI files in {folder} do not fit the pattern."
+             ] if len(files) > len(fits) else []
     return table.assign(path=[str(folder / name) for name in fits]), notes
 
 
@@ -73,7 +77,8 @@ def list_folder(
     pattern: str,                                 # regular expression for paths below it, with named groups
     table: Path,                                  # covariates: .csv, .tsv, .txt or .xlsx
     sheet: str | None = None,                     # sheet of a workbook; None reads the first
-    columns: Mapping[str, str] | None = None,     # the table's heading for each column of a cohort, where they differ
+    # the table's heading for each column of a cohort, where they differ
+    columns: Mapping[str, str] | None = None,
     values: Mapping[str, Mapping] | None = None,  # for columns of a cohort, the word for each code
     unmatched: Literal["error", "drop"] = "error",  # what is done about files without a row
 ) -> Listing:                                     # the scans
@@ -82,19 +87,67 @@ def list_folder(
     if "group" in scans:
         scans = map_columns(scans, values={"group": (values or {}).get("group", {})}, source=str(folder))
     rows = read_table(table, sheet)
-    scans, more = join_covariates(scans, map_columns(rows, columns, values, str(table)), str(table), unmatched)
+    scans, more = join_covariates(scans, map_columns(rows, columns, values, str(table)), str(table),
+                                  unmatched)
     return Listing(scans, str(folder), notes=[*notes, *rows.attrs["notes"], *more])
+
+# %% ../../nbs/16_sources.ipynb #69ad22ac
+def _open_bids(folder: Path) -> ancpbids.BIDSLayout:
+    "Read the structure of a dataset; raises `CohortError` that names a description which is no JSON."
+    for path in sorted(folder.rglob("dataset_description.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError) as error:
+            raise CohortError(str(folder), [f"{path} is not a JSON file ({error}). Correct it; a "
+                                            "dataset's "
+                                            "description holds at least "
+                                            '{"Name": "…", "BIDSVersion": "1.9.0"}.']) from None
+    try:
+        return ancpbids.BIDSLayout(str(folder))
+    except Exception as error:  # whatever ancpbids stumbles over
+        raise CohortError(str(folder), ["ANCP-BIDS cannot read this as a BIDS dataset "
+                                        f"({type(error).__name__}: {error})."]) from None
+
+
+def _find_bids(folder: Path, suffix: str, entities: Mapping[str, Any]) -> pd.DataFrame:
+    "Paths, subjects and sessions of the files with these entities."
+    folder = folder.absolute()
+    files = [file for file in _open_bids(folder).get(suffix=suffix, scope="all") if is_nifti(Path(file.name))]
+    fitting = [
+        file for file in files if all(
+            plain_number(file.get_entities().get(name)) == plain_number(value)
+            for name, value in entities.items())
+    ]
+    if not fitting:
+        wanted = "_".join([*(f"{name}-{value}" for name, value in entities.items()), suffix])
+        raise CohortError(str(folder), [
+            f"There is no NIfTI file '…{wanted}' in this BIDS dataset" +
+            (f". One of {len(files)} others: {files[0].name}." if files else ".")
+        ])
+    labels = [file.get_entities() for file in fitting]
+    table = pd.DataFrame(
+        {
+            "path": [file.get_absolute_path()
+                     for file in fitting], "subject": [f"sub-{one.get('sub')}" for one in labels]
+        }, index=[Path(file.get_absolute_path()).relative_to(folder).as_posix() for file in fitting])
+    if any("ses" in one for one in labels):
+        table["session"] = [f"ses-{one['ses']}" if "ses" in one else np.nan for one in labels]
+    return table.sort_index()
 
 # %% ../../nbs/16_sources.ipynb #afe330fd
 @cohort_source("bids")
 def list_bids(
     folder: Path,                                 # BIDS dataset, with its derivatives, or a derivative
     suffix: str = "probseg",                      # last part of the file names, such as `probseg` or `T1w`
-    entities: Mapping[str, Any] | None = None,    # entities that a file has to have, such as {space: MNI152NLin2009cAsym, label: GM}
-    participants: Path | None = None,             # table of people; None: participants.tsv in the folder, or above a derivative
-    columns: Mapping[str, str] | None = None,     # the tables' heading for each column of a cohort, where they differ
+    # entities that a file has to have, such as {space: MNI152NLin2009cAsym, label: GM}
+    entities: Mapping[str, Any] | None = None,
+    # table of people; None: participants.tsv in the folder, or above a derivative
+    participants: Path | None = None,
+    # the tables' heading for each column of a cohort, where they differ
+    columns: Mapping[str, str] | None = None,
     values: Mapping[str, Mapping] | None = None,  # for columns of a cohort, the word for each code
-    unmatched: Literal["error", "drop"] = "error",  # what is done about files whose subject is not in the table
+    # what is done about files whose subject is not in the table
+    unmatched: Literal["error", "drop"] = "error",
 ) -> Listing:                                     # the scans
     "Scans of a BIDS dataset or of a derivative in it."
     scans = _find_bids(require_folder(folder), suffix, entities or {})
@@ -104,7 +157,8 @@ def list_bids(
     missing = [heading for heading in headings.values() if heading not in table and heading not in sessions]
     if missing:
         known = [*table.columns, *sessions.columns]
-        raise CohortError(str(people), [f"There is no column '{name}'. {suggest(name, known)}" for name in missing])
+        raise CohortError(str(people),
+                          [f"There is no column '{name}'. {suggest(name, known)}" for name in missing])
     scans, notes = join_covariates(scans, _map_present(table, headings, values), str(people), unmatched)
     if not sessions.empty:
         visits = _map_present(sessions, {**headings, "session": "session_id"}, values)
@@ -112,51 +166,20 @@ def list_bids(
         notes += more
     return Listing(scans, str(folder), notes=notes)
 
-
-def _open_bids(folder: Path) -> ancpbids.BIDSLayout:
-    "Read the structure of a dataset; raises `CohortError` that names a description which is no JSON."
-    for path in sorted(folder.rglob("dataset_description.json")):
-        try:
-            json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
-            raise CohortError(str(folder), [f"{path} is not a JSON file ({error}). Correct it; a dataset's description holds at least "
-                                            '{"Name": "…", "BIDSVersion": "1.9.0"}.']) from None
-    try:
-        return ancpbids.BIDSLayout(str(folder))
-    except Exception as error:  # whatever ancpbids stumbles over
-        raise CohortError(str(folder), [f"ANCP-BIDS cannot read this as a BIDS dataset ({type(error).__name__}: {error})."]) from None
-
-
-def _find_bids(folder: Path, suffix: str, entities: Mapping[str, Any]) -> pd.DataFrame:
-    "Paths, subjects and sessions of the files with these entities."
-    folder = folder.absolute()
-    files = [file for file in _open_bids(folder).get(suffix=suffix, scope="all") if is_nifti(Path(file.name))]
-    fitting = [file for file in files if all(plain_number(file.get_entities().get(name)) == plain_number(value)
-                                             for name, value in entities.items())]
-    if not fitting:
-        wanted = "_".join([*(f"{name}-{value}" for name, value in entities.items()), suffix])
-        raise CohortError(str(folder), [f"There is no NIfTI file '…{wanted}' in this BIDS dataset"
-                                        + (f". One of {len(files)} others: {files[0].name}." if files else ".")])
-    labels = [file.get_entities() for file in fitting]
-    table = pd.DataFrame({"path": [file.get_absolute_path() for file in fitting],
-                          "subject": [f"sub-{one.get('sub')}" for one in labels]},
-                         index=[Path(file.get_absolute_path()).relative_to(folder).as_posix() for file in fitting])
-    if any("ses" in one for one in labels):
-        table["session"] = [f"ses-{one['ses']}" if "ses" in one else np.nan for one in labels]
-    return table.sort_index()
-
 # %% ../../nbs/16_sources.ipynb #0f7aedd9
 def _participants(folder: Path) -> Path:
     "Find participants.tsv in a dataset, or in the dataset that a derivative belongs to."
     for place_of_table in (folder, *folder.absolute().parents[:3]):
         if (place_of_table / "participants.tsv").is_file():
             return place_of_table / "participants.tsv"
-    raise CohortError(str(folder), ["There is no participants.tsv in this folder or in the dataset above it. "
+    raise CohortError(str(folder), ["There is no participants.tsv in this folder or in the dataset above "
+                                    "it. "
                                     "Name the table of people: participants: PATH."])
 
 
 def _read_sessions(folder: Path, scans: pd.DataFrame) -> pd.DataFrame:
-    "The rows of all sub-*_sessions.tsv of the subjects, with their `participant_id`; n/a is kept, a column that a file lacks is NaN."
+    """The rows of all sub-*_sessions.tsv of the subjects, with their `participant_id`; n/a is kept, a
+    column that a file lacks is NaN."""
     tables = []
     for subject in scans["subject"].unique():
         if (path := folder / subject / f"{subject}_sessions.tsv").is_file():
@@ -165,16 +188,19 @@ def _read_sessions(folder: Path, scans: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables) if tables else pd.DataFrame()
 
 
-def _map_present(table: pd.DataFrame, columns: Mapping[str, str], values: Mapping[str, Mapping] | None) -> pd.DataFrame:
+def _map_present(table: pd.DataFrame, columns: Mapping[str, str],
+                 values: Mapping[str, Mapping] | None) -> pd.DataFrame:
     "Map the columns that a table has, without complaint about the others."
     present = {name: heading for name, heading in columns.items() if heading in table}
     here = {name: words for name, words in (values or {}).items() if name in table or name in present}
-    mapped = map_columns(table.mask(table.eq("n/a"), "n/a "), present, here)  # map_columns takes n/a for missing
+    mapped = map_columns(table.mask(table.eq("n/a"), "n/a "), present,
+                         here)  # map_columns takes n/a for missing
     return mapped.mask(mapped.eq("n/a "), "n/a")
 
 
 def _add_visits(scans: pd.DataFrame, visits: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    "Let the entries of visits take precedence over those of people; n/a is nobody's age or diagnosis at baseline, but sex stays."
+    """Let the entries of visits take precedence over those of people; n/a is nobody's age or diagnosis at
+    baseline, but sex stays."""
     if "session" not in scans:
         return scans, ["The sessions.tsv files are not used: the file names have no session."]
     known, _ = join_covariates(scans[["path", "subject", "session"]], visits, "sessions.tsv", "drop")
@@ -184,7 +210,8 @@ def _add_visits(scans: pd.DataFrame, visits: pd.DataFrame) -> tuple[pd.DataFrame
         filled = (visit.mask(visit.eq("n/a")) if name == "sex" else visit).combine_first(own)
         scans = scans.assign(**{name: filled.mask(filled.eq("n/a"))})
     lost = scans.index.difference(known.index)
-    return scans, [f"{len(lost)} scans have no row in sessions.tsv, only in participants.tsv: {some(lost)}."] if len(lost) else []
+    return scans, [f"{len(lost)} scans have no row in sessions.tsv, only in participants.tsv: "
+                   f"{some(lost)}."] if len(lost) else []
 
 # %% ../../nbs/16_sources.ipynb #b787b1fc
 @cohort_source("caps")
@@ -192,9 +219,11 @@ def list_caps(
     folder: Path,                                 # CAPS folder, the one that holds `subjects`
     table: Path,                                  # covariates of visits: .tsv, .csv, .txt or .xlsx
     pipeline: Literal["t1-linear", "t1-volume"] = "t1-volume",  # Clinica's pipeline that made the maps
-    dartel_group: str | None = None,              # label of a DARTEL template; None: the only one, or SPM's segmentation without one
-    fwhm: int | None = None,                      # width of the smoothing of DARTEL maps in mm; None takes unsmoothed ones
-    columns: Mapping[str, str] | None = None,     # the table's heading for each column of a cohort, where they differ
+    # label of a DARTEL template; None: the only one, or SPM's segmentation without one
+    dartel_group: str | None = None,
+    fwhm: int | None = None,  # width of the smoothing of DARTEL maps in mm; None takes unsmoothed ones
+    # the table's heading for each column of a cohort, where they differ
+    columns: Mapping[str, str] | None = None,
     values: Mapping[str, Mapping] | None = None,  # for columns of a cohort, the word for each code
     unmatched: Literal["error", "drop"] = "error",  # what is done about files without a row
 ) -> Listing:                                     # the scans
@@ -208,10 +237,14 @@ def list_caps(
         name = f"t1/spm/{place}/*_segm-graymatter_space-Ixi549Space_modulated-on{smoothed}_probability.nii.gz"
     files = sorted(folder.glob(f"subjects/sub-*/ses-*/{name}"))
     if not files:
-        raise CohortError(str(folder), [f"There is no file subjects/sub-*/ses-*/{name}. Has {pipeline} been run?"])
+        raise CohortError(str(folder), [f"There is no file subjects/sub-*/ses-*/{name}. Has {pipeline} "
+                                        "been run?"])
     parts = [path.relative_to(folder).parts for path in files]
-    scans = pd.DataFrame({"path": map(str, files), "subject": [part[1] for part in parts], "session": [part[2] for part in parts]},
-                         index=["/".join(part) for part in parts])
+    scans = pd.DataFrame(
+        {
+            "path": map(str, files), "subject": [part[1]
+                                                 for part in parts], "session": [part[2] for part in parts]
+        }, index=["/".join(part) for part in parts])
     headings = {"subject": "participant_id", "session": "session_id", **(columns or {})}
     covariates = map_columns(read_table(table), headings, values, str(table))
     scans, notes = join_covariates(scans, covariates, str(table), unmatched)
@@ -219,11 +252,13 @@ def list_caps(
 
 
 def _place_of_maps(folder: Path) -> str:
-    "Where t1-volume's maps lie in a visit's folder: with the only DARTEL template, or as segmented where there is none."
+    """Where t1-volume's maps lie in a visit's folder: with the only DARTEL template, or as segmented where
+    there is none."""
     groups = sorted({path.name for path in folder.glob("subjects/sub-*/ses-*/t1/spm/dartel/group-*")})
     if len(groups) > 1:
         labels = ", ".join(group.removeprefix("group-") for group in groups)
-        raise CohortError(str(folder), [f"There are maps of several DARTEL templates: {labels}. Choose one: dartel_group: LABEL."])
+        raise CohortError(str(folder), [f"There are maps of several DARTEL templates: {labels}. Choose "
+                                        "one: dartel_group: LABEL."])
     return f"dartel/{groups[0]}" if groups else "segmentation/normalized_space"
 
 # %% ../../nbs/16_sources.ipynb #a922f3f0
@@ -232,18 +267,22 @@ _OASIS = {"subject": "id", "age": "age", "sex": "mf", "tiv": "etiv", "cdr": "cdr
 
 @cohort_source("oasis")
 def list_oasis(
-    folder: Path | None = None,                 # where nilearn keeps the data; None: its own place, ~/nilearn_data
+    folder: Path | None = None,  # where nilearn keeps the data; None: its own place, ~/nilearn_data
     people: int | None = None,                  # number of people, the first ones; None: all 403
-    dartel: bool = True,                        # maps normalised by DARTEL; false takes those of SPM8's segmentation
+    dartel: bool = True,  # maps normalised by DARTEL; false takes those of SPM8's segmentation
     unrated: Literal["drop", "CN", "error"] = "drop",  # what people without a Clinical Dementia Rating are
 ) -> Listing:                                   # the scans
     "Grey-matter maps of OASIS-1 with the Clinical Dementia Rating as group: 0 CN, 0.5 MCI, 1 or more AD."
     try:
         bunch = fetch_oasis_vbm(n_subjects=people, dartel_version=dartel, data_dir=folder, verbose=0)
     except (OSError, ValueError, RuntimeError) as error:
-        raise CohortError("OASIS-1", [f"The maps cannot be fetched by nilearn: {error}. Where there is no network, copy the folder "
-                                      "'oasis1' of another machine's nilearn_data, and name its parent: folder: PATH."]) from None
-    paths = pd.Series(bunch.gray_matter_maps, index=[re.search(r"OAS1_\d{4}_MR\d", str(path))[0] for path in bunch.gray_matter_maps])
+        raise CohortError("OASIS-1", [f"The maps cannot be fetched by nilearn: {error}. Where there is no "
+                                      "network, copy the folder "
+                                      "'oasis1' of another machine's nilearn_data, and name its parent: "
+                                      "folder: PATH."]) from None
+    paths = pd.Series(
+        bunch.gray_matter_maps,
+        index=[re.search(r"OAS1_\d{4}_MR\d", str(path))[0] for path in bunch.gray_matter_maps])
     table = map_columns(bunch.ext_vars.set_index("id", drop=False).astype(object), _OASIS, source="OASIS-1")
     table = table.loc[paths.index].assign(path=paths.astype(str), field_strength=1.5)
     table["session"] = table["subject"].str[-3:]
@@ -254,15 +293,19 @@ def list_oasis(
 def _rate(table: pd.DataFrame, unrated: str) -> Listing:
     "Turn the Clinical Dementia Rating into groups, and say what became of people without one."
     rating = pd.to_numeric(table["cdr"], errors="coerce")
-    group = pd.Series(np.select([rating == 0, rating == 0.5, rating >= 1], ["CN", "MCI", "AD"], ""), table.index)
+    group = pd.Series(np.select([rating == 0, rating == 0.5, rating >= 1], ["CN", "MCI", "AD"], ""),
+                      table.index)
     lacking, notes = rating.isna(), ["Groups are Clinical Dementia Ratings: 0 CN, 0.5 MCI, 1 or more AD."]
     if lacking.any():
         if unrated == "error":
-            raise CohortError("OASIS-1", [f"{lacking.sum()} of {len(table)} people have no Clinical Dementia Rating. "
-                                          "Leave them out (unrated: drop) or count them as controls (unrated: CN)."])
+            raise CohortError("OASIS-1", [f"{lacking.sum()} of {len(table)} people have no Clinical "
+                                          "Dementia Rating. "
+                                          "Leave them out (unrated: drop) or count them as controls "
+                                          "(unrated: CN)."])
         ages = pd.to_numeric(table.loc[lacking, "age"])
         what = "left out (unrated: drop)" if unrated == "drop" else "counted as controls (unrated: CN)"
-        notes.append(f"{lacking.sum()} people of {ages.min():.0f} to {ages.max():.0f} years without a rating are {what}.")
+        notes.append(f"{lacking.sum()} people of {ages.min():.0f} to {ages.max():.0f} years without a "
+                     f"rating are {what}.")
         group[lacking] = "CN"
     kept = ~lacking if unrated == "drop" else lacking | ~lacking
     return Listing(table.assign(group=group)[kept], "OASIS-1", notes=notes)
@@ -273,14 +316,19 @@ def joined_cohort(
     grid: Grid,                              # the experiment's grid
     groups: list[str],                       # the experiment's groups
     covariates: list[str],                   # the experiment's covariates
-    cohorts: Mapping[str, Mapping],          # for each cohort its `name`, the source, and `params`, under a name of its own
-    same_people: Sequence[Sequence[str]] = (),  # lists of cohorts that share their people and the names of these
+    # for each cohort its `name`, the source, and `params`, under a name of its own
+    cohorts: Mapping[str, Mapping],
+    # lists of cohorts that share their people and the names of these
+    same_people: Sequence[Sequence[str]] = (),
 ) -> Cohort:                                 # all scans; the column `cohort` says where each comes from
-    "Several cohorts in one table; subjects of the same name are different people unless `same_people` says otherwise."
+    """Several cohorts in one table; subjects of the same name are different people unless `same_people`
+    says otherwise."""
     spellings = _spellings(cohorts, same_people)
     parts = {name: _build_part(name, part, grid, groups, covariates) for name, part in cohorts.items()}
     subjects = _shared_subjects({name: part.table["subject"] for name, part in parts.items()}, spellings)
-    table = pd.concat(_mark(part.table.assign(subject=subjects[name]), name, spellings[name]) for name, part in parts.items())
+    table = pd.concat(
+        _mark(part.table.assign(subject=subjects[name]), name, spellings[name])
+        for name, part in parts.items())
     notes = [f"{name}: {note}" for name, part in parts.items() for note in part.notes
              if not any(words in note for words in ("several visits", "group changes", "each fold takes"))]
     notes += _compare_names(table, covariates)
@@ -299,8 +347,10 @@ def _shared_subjects(subjects: Mapping[str, pd.Series], spellings: Mapping[str, 
 
 
 def _mark(table: pd.DataFrame, name: str, spelling: str) -> pd.DataFrame:
-    "Write the cohort into a column, its spelling in front of subjects, and its name before visits of people it shares."
-    marked = table.assign(cohort=name, subject_in_cohort=table["subject"], subject=spelling + "_" + table["subject"])
+    """Write the cohort into a column, its spelling in front of subjects, and its name before visits of
+    people it shares."""
+    marked = table.assign(cohort=name, subject_in_cohort=table["subject"],
+                          subject=spelling + "_" + table["subject"])
     if spelling != name:
         marked["session"] = name + "_" + table["session"]
     return marked.set_index(pd.Index([f"{name} scan {number}" for number in range(1, len(table) + 1)]))
@@ -311,7 +361,8 @@ def _build_part(name: str, part: Any, grid: Grid, groups: list[str], covariates:
     try:
         return Component.model_validate(part).build(COHORTS, grid, groups, covariates)
     except ValidationError:
-        raise CohortError(name, [f"A cohort to join has a 'name', its source, and 'params', not {part!r}."]) from None
+        raise CohortError(name, [f"A cohort to join has a 'name', its source, and 'params', not {part!r}."
+                                 ]) from None
     except TableError as error:
         raise CohortError(f"{name}, {str(error).partition(':')[0]}", error.problems) from None
 
@@ -319,19 +370,22 @@ def _build_part(name: str, part: Any, grid: Grid, groups: list[str], covariates:
 def _spellings(cohorts: Any, same_people: Sequence[Sequence[str]]) -> dict[str, str]:
     "What goes in front of the subjects of each cohort: its name, or those of all that share their people."
     if not isinstance(cohorts, Mapping) or len(cohorts) < 2:
-        raise CohortError("joined", ["'cohorts' must name two cohorts or more, each with a 'name' and 'params'."])
+        raise CohortError("joined", ["'cohorts' must name two cohorts or more, each with a 'name' and "
+                                     "'params'."])
     spellings = {name: name for name in cohorts}
     for shared in same_people if isinstance(same_people, list | tuple) else [same_people]:
         if not isinstance(shared, list | tuple):
             raise CohortError("joined", ["'same_people' is a list of lists, such as [[adni2, adni3]]."])
         if unknown := [name for name in shared if name not in cohorts]:
-            raise CohortError("joined", [f"'same_people' names '{unknown[0]}'. {suggest(str(unknown[0]), cohorts)}"])
+            raise CohortError("joined", [f"'same_people' names '{unknown[0]}'. "
+                                         f"{suggest(str(unknown[0]), cohorts)}"])
         spellings |= dict.fromkeys(shared, "-".join(shared))
     return spellings
 
 
 def _compare_names(table: pd.DataFrame, covariates: Sequence[str]) -> list[str]:
-    "Refuse people who are in two cohorts by name, age, sex and head size; note names that are in two cohorts."
+    """Refuse people who are in two cohorts by name, age, sex and head size; note names that are in two
+    cohorts."""
     known = [name for name in ("age", "sex", "tiv") if name in table and table[name].notna().any()]
     table = table.assign(key=table["subject_in_cohort"].map(identity_key))
     shared = table.groupby("key")["subject"].transform("nunique") > 1
@@ -339,7 +393,9 @@ def _compare_names(table: pd.DataFrame, covariates: Sequence[str]) -> list[str]:
     twice = twice[twice.duplicated(["key", *known], keep=False)] if known else twice.iloc[:0]
     if len(twice):
         raise CohortError("joined", [
-            f"{' and '.join(rows)}: subject '{twice.at[rows[0], 'subject_in_cohort']}' with the same {', '.join(known)}. Leave one of them out, or say that these "
+            f"{' and '.join(rows)}: subject '{twice.at[rows[0], 'subject_in_cohort']}' with the same "
+            f"{', '.join(known)}. Leave one of them out, or say that these "
             "cohorts share their people: same_people." for rows in twice.groupby("key").groups.values()])
     names = table[shared].drop_duplicates("key")["subject_in_cohort"].tolist()
-    return [f"{len(names)} subject names are in several cohorts and taken for different people: {some(names)}."] if len(names) else []
+    return [f"{len(names)} subject names are in several cohorts and taken for different people: "
+            f"{some(names)}."] if len(names) else []

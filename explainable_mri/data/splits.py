@@ -57,8 +57,8 @@ def _draw_people(scans: pd.DataFrame, fraction: float, seed: int, part: str) -> 
         raise SplitError(f"The {part} fraction is a share between 0 and 1, not {fraction}.")
     people = scans.drop_duplicates("subject")
     try:
-        _, chosen = train_test_split(people["subject"].to_numpy(), test_size=fraction, stratify=people["group"].to_numpy(),
-                                     random_state=seed)
+        _, chosen = train_test_split(people["subject"].to_numpy(), test_size=fraction,
+                                     stratify=people["group"].to_numpy(), random_state=seed)
     except ValueError as error:
         raise SplitError(f"The {part} part cannot hold {fraction:.0%} of {len(people)} subjects "
                          f"with all groups in it ({error}).") from None
@@ -69,7 +69,8 @@ def _with_validation(table: pd.DataFrame, test: np.ndarray, validation_fraction:
     "Divide what is not in the test part; raises `SplitError` unless every part has scans of every group."
     rest = _ordered(table).drop(index=test)
     chosen = _draw_people(rest, validation_fraction, seed, "validation")
-    split = Split(*(np.sort(rows) for rows in (rest.index[~chosen].to_numpy(), rest.index[chosen].to_numpy(), test)))
+    split = Split(*(np.sort(rows)
+                    for rows in (rest.index[~chosen].to_numpy(), rest.index[chosen].to_numpy(), test)))
     _check_groups(table, split)
     return split
 
@@ -91,31 +92,41 @@ def _test_parts(table: pd.DataFrame, folds: int, seed: int) -> list[np.ndarray]:
             raise SplitError(f"Group '{group}' has {people} subjects, too few for {folds} folds. "
                              f"Use at most {people} folds, or leave the group out.")
     ordered, kfold = _ordered(table), StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return [ordered.index[test].to_numpy() for _, test in kfold.split(ordered, ordered["group"], ordered["subject"])]
+    return [
+        ordered.index[test].to_numpy()
+        for _, test in kfold.split(ordered, ordered["group"], ordered["subject"])
+    ]
 
 
 @SPLITS.register("stratified")
 def stratified(
-    table: pd.DataFrame,                # columns `subject`, `group` and, where visits repeat, `session`; a row a scan
+    table: pd.DataFrame,  # columns `subject`, `group` and, where visits repeat, `session`; a row a scan
     seed: int,                          # seed of all draws
     folds: int = 5,                     # number of folds, at least 2
-    validation_fraction: float = 0.15,  # share of the subjects outside the test part that go to the validation part
+    # share of the subjects outside the test part that go to the validation part
+    validation_fraction: float = 0.15,
 ) -> list[Split]:                # a split for each fold
     "Cross-validation stratified by group; raises `SplitError` where groups are too small for it."
-    return [_with_validation(table, test, validation_fraction, seed) for test in _test_parts(table, folds, seed)]
+    return [
+        _with_validation(table, test, validation_fraction, seed)
+        for test in _test_parts(table, folds, seed)
+    ]
 
 # %% ../../nbs/21_splits.ipynb #5e7c1a6e
 @SPLITS.register("repeated")
 def repeated(
     table: pd.DataFrame,                # as for `stratified`
-    seed: int,                          # seed of all draws; the first repetition is the cross-validation without repetitions
+    seed: int,  # seed of all draws; the first repetition is the cross-validation without repetitions
     folds: int = 5,                     # folds of each repetition
     validation_fraction: float = 0.15,  # as for `stratified`
     repeats: int = 5,                   # number of repetitions
 ) -> list[Split]:                # folds of the first repetition, then those of the next
     "Cross-validation, repeated with other draws."
     _require_count("repeats", repeats, 1)
-    seeds = [seed, *(int(np.random.SeedSequence([seed, repeat]).generate_state(1)[0]) for repeat in range(1, repeats))]
+    seeds = [
+        seed,
+        *(int(np.random.SeedSequence([seed, repeat]).generate_state(1)[0]) for repeat in range(1, repeats))
+    ]
     return [split for one in seeds for split in stratified(table, one, folds, validation_fraction)]
 
 
@@ -165,10 +176,14 @@ def leave_one_cohort_out(
 ) -> list[Split]:                # a split for each cohort as test part, cohorts in alphabetical order
     "Each cohort in turn is the test part."
     if "cohort" not in table or table["cohort"].nunique() < 2:
-        raise SplitError("Leaving one cohort out takes a column 'cohort' with at least two names. Join cohorts with "
+        raise SplitError("Leaving one cohort out takes a column 'cohort' with at least two names. Join "
+                         "cohorts with "
                          "cohort.name=joined, or choose another way to split.")
     names = table["cohort"].to_numpy()
-    return [_with_validation(table, np.flatnonzero(names == name), validation_fraction, seed) for name in sorted(set(names))]
+    return [
+        _with_validation(table, np.flatnonzero(names == name), validation_fraction, seed)
+        for name in sorted(set(names))
+    ]
 
 # %% ../../nbs/21_splits.ipynb #4df25bca
 @SPLITS.register("predefined")
@@ -176,7 +191,8 @@ def predefined(
     table: pd.DataFrame,        # as for `stratified`
     seed: int,                  # seed of the validation part, where one is drawn
     path: str | os.PathLike,    # the list: .csv, .tsv, .txt or .xlsx with columns `subject` and `part`
-    validation_fraction: float | None = None,  # as for `stratified`, only where the list has no validation part; None: 0.15
+    # as for `stratified`, only where the list has no validation part; None: 0.15
+    validation_fraction: float | None = None,
 ) -> list[Split]:                # one split
     "Parts as a list of subjects says; raises `SplitError` that names everybody whose part is not clear."
     listing = read_table(path)
@@ -187,8 +203,14 @@ def predefined(
     by_subject, spelled = listing.groupby(keys)["part"].unique(), listing.groupby(keys)["subject"].first()
     problems = [f"row {row} ({subject}): part '{part}' is unknown. {suggest(str(part), names)}"
                 for row, subject, part in listing[["subject", "part"]].itertuples() if part not in names]
-    problems += [f"{spelled[key]} is in several parts: {', '.join(map(str, parts))}." for key, parts in by_subject.items() if len(parts) > 1]
-    problems += [f"{subject} is in no part." for subject in pd.unique(table["subject"]) if identity_key(subject) not in by_subject]
+    problems += [
+        f"{spelled[key]} is in several parts: {', '.join(map(str, parts))}."
+        for key, parts in by_subject.items() if len(parts) > 1
+    ]
+    problems += [
+        f"{subject} is in no part." for subject in pd.unique(table["subject"])
+        if identity_key(subject) not in by_subject
+    ]
     if problems:
         raise TableError(str(path), problems)
     part = table["subject"].map(identity_key).map(by_subject.str[0]).to_numpy()
@@ -196,7 +218,8 @@ def predefined(
         drawn = 0.15 if validation_fraction is None else validation_fraction
         return [_with_validation(table, np.flatnonzero(part == "test"), drawn, seed)]
     if validation_fraction is not None:
-        raise SplitError(f"{path} lists the validation part, so none is drawn. Leave validation_fraction out.")
+        raise SplitError(f"{path} lists the validation part, so none is drawn. Leave validation_fraction "
+                         "out.")
     split = Split(*(np.flatnonzero(part == name) for name in names))
     _check_groups(table, split)
     return [split]
@@ -212,7 +235,10 @@ def published(
 ) -> list[Split]:                # a split for each fold
     "The cross-validation of Dyrba et al. (2021), Alzheimer's Research & Therapy 13:191."
     kfold = StratifiedKFold(folds, shuffle=True, random_state=np.random.RandomState(state))
-    return [_with_validation(table, test, validation_fraction, seed) for _, test in kfold.split(table, table["group"])]
+    return [
+        _with_validation(table, test, validation_fraction, seed)
+        for _, test in kfold.split(table, table["group"])
+    ]
 
 # %% ../../nbs/21_splits.ipynb #2f1c8d30
 def make_splits(
@@ -220,7 +246,8 @@ def make_splits(
     config: SplitConfig,  # the way to split it
     seed: int,            # seed of all draws
 ) -> list[Split]:         # a split for each fold
-    "Split a cohort as configured; raises `ConfigError` for an unknown way, `SplitError` where the cohort does not allow it."
+    """Split a cohort as configured; raises `ConfigError` for an unknown way, `SplitError` where the cohort
+    does not allow it."""
     table = table.assign(subject=unify(table["subject"], "split"))
     try:
         return SPLITS.build(config.name, table=table, seed=seed, **config.params)
@@ -242,9 +269,13 @@ def check_leakage(
     table: pd.DataFrame,  # columns `subject` and `path`; a row a scan
     split: Split,         # the split to check
 ) -> None:
-    "Raise `LeakageError` that says what is shared if any two parts have a row, a subject or a file in common."
-    columns = {"row": pd.Series(range(len(table))), "subject": table.groupby(table["subject"].map(identity_key))["subject"].transform("first"),
-               "file": table["path"].map(os.path.realpath)}
+    """Raise `LeakageError` that says what is shared if any two parts have a row, a subject or a file in
+    common."""
+    columns = {
+        "row": pd.Series(range(len(table))),
+        "subject": table.groupby(table["subject"].map(identity_key))["subject"].transform("first"),
+        "file": table["path"].map(os.path.realpath)
+    }
     for (first, some), (second, others) in combinations(split.parts(), 2):
         for kind, column in columns.items():
             if shared := sorted(set(column.iloc[some]) & set(column.iloc[others])):

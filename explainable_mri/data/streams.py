@@ -15,8 +15,8 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from ..environment import progress_bar
 from ..files import replacing
 
 # %% ../../nbs/18_streams.ipynb #a7bcdcf4
@@ -30,7 +30,7 @@ def in_blocks(
 ) -> Iterator[tuple[slice, list[np.ndarray]]]:  # rows and their maps, a few at a time
     "Go through maps in blocks; raises `ValueError` for maps of several shapes, or another number of them."
     done, volumes, shape = 0, iter(volumes), None
-    with tqdm(total=count, desc=description, unit="scan", delay=2) as progress:
+    with progress_bar(total=count, desc=description, unit="scan", delay=2) as progress:
         while block := list(islice(volumes, _BLOCK)):
             shape = shape or np.shape(block[0])
             if other := {np.shape(volume) for volume in block} - {shape}:
@@ -42,7 +42,8 @@ def in_blocks(
             yield rows, block
             progress.update(len(block))
     if done != count:
-        raise ValueError(f"The table has {count} rows, but there are {'more' if done > count else done} maps.")
+        raise ValueError(f"The table has {count} rows, but there are {'more' if done > count else done} "
+                         "maps.")
 
 # %% ../../nbs/18_streams.ipynb #edb04eed
 def release(
@@ -55,10 +56,11 @@ def release(
 # %% ../../nbs/18_streams.ipynb #764a9335
 def map_ahead(
     function: Callable[[Any], Any],  # what is done with each item
-    items: Iterable[Any],            # taken one by one by the caller's thread, when there is room for another result
-    threads: int = 2,                # items worked on at the same time; twice as many results are kept at most
+    items: Iterable[Any],  # taken one by one by the caller's thread, when there is room for another result
+    threads: int = 2,  # items worked on at the same time; twice as many results are kept at most
 ) -> Iterator[Any]:                  # the results, in order
-    "Apply a function in threads that run a little ahead of whoever takes the results; exceptions come in their turn."
+    """Apply a function in threads that run a little ahead of whoever takes the results; exceptions come in
+    their turn."""
     items = iter(items)
     with ThreadPoolExecutor(threads) as pool:
         ahead = deque(pool.submit(function, item) for item in islice(items, 2 * threads))
@@ -76,6 +78,8 @@ def write_maps(
 ) -> None:
     "Write maps one after the other as a .npy file, for `numpy.load(path, mmap_mode='r')`."
     with replacing(path) as partial, partial.open("wb") as file:
-        np.lib.format.write_array_header_2_0(file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)})
+        np.lib.format.write_array_header_2_0(file, {
+            "descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)
+        })
         for each in maps:
             file.write(np.ascontiguousarray(each, dtype).data)

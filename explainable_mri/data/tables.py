@@ -26,7 +26,8 @@ from ..errors import ExplainableMRIError, suggest
 
 # %% ../../nbs/13_tables.ipynb #1a125369
 class TableError(ExplainableMRIError, ValueError):
-    "A table that cannot be used; `problems` lists everything that is wrong with it, the message the first of many."
+    """A table that cannot be used; `problems` lists everything that is wrong with it, the message the
+    first of many."""
 
     def __init__(
         self,
@@ -35,7 +36,8 @@ class TableError(ExplainableMRIError, ValueError):
     ):
         self.problems = list(problems)
         count = f"{len(self.problems)} problems" if len(self.problems) > 1 else "1 problem"
-        shown = self.problems if len(self.problems) <= 25 else [*self.problems[:20], f"… and {len(self.problems) - 20} more."]
+        rest = f"… and {len(self.problems) - 20} more."
+        shown = self.problems if len(self.problems) <= 25 else [*self.problems[:20], rest]
         super().__init__(f"{source}: {count}.\n" + "\n".join(f"  {problem}" for problem in shown))
 
 
@@ -58,11 +60,15 @@ def _read_text(path: Path, sheet: str | None) -> tuple[pd.DataFrame, list[str]]:
         return pd.DataFrame(), notes
     separator = max("\t;,", key=header.count)
     try:
-        rows = pd.read_csv(io.StringIO(text[len(blank):]), sep=separator, header=None, dtype=str, keep_default_na=False, skip_blank_lines=False)
+        rows = pd.read_csv(io.StringIO(text[len(blank):]), sep=separator, header=None, dtype=str,
+                           keep_default_na=False, skip_blank_lines=False)
     except pd.errors.ParserError as error:
         row = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error))
-        raise TableError(str(path), [f"row {row[2]} has {row[3]} columns, the rows above it {row[1]}. Each column needs a heading, and an "
-                                     "entry with a separator in it needs quotes." if row else str(error)]) from None
+        raise TableError(str(path), [f"row {row[2]} has {row[3]} columns, the rows above it {row[1]}. "
+                                     "Each "
+                                     "column needs a heading, and an "
+                                     "entry with a separator in it needs quotes."
+                                     if row else str(error)]) from None
     return rows.set_index(rows.index + blank.count("\n")), notes
 
 
@@ -81,15 +87,20 @@ def _read_excel(path: Path, sheet: str | None) -> tuple[pd.DataFrame, list[str]]
     "All rows of a sheet of a workbook, numbered as there, and notes."
     with zipfile.ZipFile(path) as packed:
         if (size := sum(part.file_size for part in packed.infolist())) > _LARGEST:
-            raise TableError(str(path), [f"The workbook unpacks to {size / 1e6:.0f} MB, more than a table can have. Save its sheet alone."])
+            raise TableError(str(path), [f"The workbook unpacks to {size / 1e6:.0f} MB, more than a table "
+                                         "can have. Save its sheet alone."])
     book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     try:
         name, notes = _choose_sheet(book, sheet, path)
-        rows = {number: row for number, row in enumerate(_rows_of(book[name], path), 1) if any(entry for entry in row)}
+        rows = {
+            number: row
+            for number, row in enumerate(_rows_of(book[name], path), 1) if any(entry for entry in row)
+        }
     finally:
         book.close()
     width = max(map(len, rows.values()), default=0)
-    return pd.DataFrame([[*row, *[""] * (width - len(row))] for row in rows.values()], index=[number - 1 for number in rows]), notes
+    return pd.DataFrame([[*row, *[""] * (width - len(row))] for row in rows.values()],
+                        index=[number - 1 for number in rows]), notes
 
 
 def _choose_sheet(book: openpyxl.Workbook, sheet: str | None, path: Path) -> tuple[str, list[str]]:
@@ -101,7 +112,8 @@ def _choose_sheet(book: openpyxl.Workbook, sheet: str | None, path: Path) -> tup
     if sheet is not None or not seen:
         return sheet or names[0], []
     others = [one for one in names if one != seen[0]]
-    return seen[0], [f"{path.name}: the sheet '{seen[0]}' is read; there are others: {', '.join(others)}."] if others else []
+    return seen[0], [f"{path.name}: the sheet '{seen[0]}' is read; there are others: {', '.join(others)}."
+                     ] if others else []
 
 
 def _rows_of(sheet: Any, path: Path) -> Iterator[list[str]]:
@@ -109,7 +121,9 @@ def _rows_of(sheet: Any, path: Path) -> Iterator[list[str]]:
     sheet.reset_dimensions()  # what the file says of its own size may be wrong
     for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
         if number > 2**20:
-            raise TableError(str(path), [f"The sheet '{sheet.title}' has an entry below row {2**20}, where Excel's sheets end."])
+            raise TableError(str(path), [f"The sheet '{sheet.title}' has an entry below row {2**20}, "
+                                         "where "
+                                         "Excel's sheets end."])
         yield [_as_text(entry) for entry in row]
 
 # %% ../../nbs/13_tables.ipynb #3d59ecf8
@@ -124,22 +138,30 @@ def _as_text(entry: Any) -> str:
     return str(entry)
 
 # %% ../../nbs/13_tables.ipynb #7e44be29
-MISSING = {"", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "#NA", "-nan", "-NaN", "#VALUE!", "#REF!", "#DIV/0!"}
+MISSING = {
+    "", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "#NA", "-nan", "-NaN",
+    "#VALUE!", "#REF!", "#DIV/0!"
+}
 
 
 def read_table(
     path: str | os.PathLike,  # .csv, .tsv, .txt or .xlsx
     sheet: str | None = None, # sheet of a workbook; None reads the first that is not hidden
-) -> pd.DataFrame:            # all entries as text; the index counts rows as a spreadsheet does; `attrs["notes"]` are sentences
+) -> pd.DataFrame:  # all entries as text, numbered as a spreadsheet does; `attrs["notes"]`: sentences
     "Read a table as it is; raises `TableError` for a file that is not a table."
     path = Path(path).expanduser()
-    readers = {".csv": _read_text, ".tsv": _read_text, ".txt": _read_text, ".xlsx": _read_excel, ".xlsm": _read_excel}
+    readers = {
+        ".csv": _read_text, ".tsv": _read_text, ".txt": _read_text, ".xlsx": _read_excel,
+        ".xlsm": _read_excel
+    }
     if path.suffix.lower() not in readers:
-        raise TableError(str(path), ["A table ends in .csv, .tsv, .txt or .xlsx. Save an .xls workbook as .xlsx."])
+        raise TableError(str(path), ["A table ends in .csv, .tsv, .txt or .xlsx. Save an .xls workbook as "
+                                     ".xlsx."])
     if not path.is_file():
         raise TableError(str(path), ["This is not a file." if path.exists() else "There is no such file."])
     if path.stat().st_size > _LARGEST:
-        raise TableError(str(path), [f"The file has {path.stat().st_size / 1e6:.0f} MB, more than a table can have."])
+        raise TableError(str(path), [f"The file has {path.stat().st_size / 1e6:.0f} MB, more than a table "
+                                     "can have."])
     try:
         rows, notes = readers[path.suffix.lower()](path, sheet)
     except TableError:
@@ -158,8 +180,11 @@ def _with_headings(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
         raise TableError(str(path), ["The file cannot be read as a table: it is empty."])
     headings = [" ".join(heading.split()) for heading in rows.iloc[0]]
     table = rows.iloc[1:].set_index(rows.index[1:] + 1)
-    table.columns = [heading if heading and headings.count(heading) == 1
-                     else f"{heading} (column {get_column_letter(number)})".strip() for number, heading in enumerate(headings, 1)]
+    table.columns = [
+        heading if heading and headings.count(heading) == 1 else
+        f"{heading} (column {get_column_letter(number)})".strip()
+        for number, heading in enumerate(headings, 1)
+    ]
     unnamed = [column for column, heading in zip(table.columns, headings) if not heading]
     table = table.mask(table.isin(MISSING)).astype(object)
     return table.drop(columns=[name for name in unnamed if table[name].isna().all()]).dropna(how="all")
@@ -170,20 +195,28 @@ def map_columns(
     columns: Mapping[str, str] | None = None, # the table's heading for each column of a cohort
     values: Mapping[str, Mapping] | None = None,  # for columns of a cohort, the word for each code
     source: str = "table",                    # where the table comes from, for messages
-) -> pd.DataFrame:                            # the table in a cohort's columns and words; other columns are kept
+) -> pd.DataFrame:  # the table in a cohort's columns and words; other columns are kept
     "Rename columns and translate codes; raises `TableError` for headings that the table lacks."
-    wanted = {name: " ".join(str(heading).split()) for name, heading in _mapping(columns, "columns", source).items()}
+    wanted = {
+        name: " ".join(str(heading).split())
+        for name, heading in _mapping(columns, "columns", source).items()
+    }
     if problems := [no_column(heading, table.columns, f", which is to be '{name}'")
                     for name, heading in wanted.items() if heading not in table]:
         raise TableError(source, problems)
-    others = table.rename(columns={name: f"{name} (not used)" for name, heading in wanted.items() if name != heading})
+    others = table.rename(
+        columns={name: f"{name} (not used)"
+                 for name, heading in wanted.items() if name != heading})
     mapped = others.drop(columns=[heading for heading in wanted.values() if heading in others])
     mapped = mapped.assign(**{name: table[heading] for name, heading in wanted.items()})
     for name, words in _mapping(values, "values", source).items():
         if name not in mapped:
             raise TableError(source, [f"There is no column '{name}', whose values are to be translated. "
                                       f"{suggest(name, mapped.columns)}"])
-        words = {plain_number(code): str(word) for code, word in _mapping(words, f"values.{name}", source).items()}
+        words = {
+            plain_number(code): str(word)
+            for code, word in _mapping(words, f"values.{name}", source).items()
+        }
         translated = mapped[name].map(lambda code: words.get(plain_number(code), code), na_action="ignore")
         mapped[name] = translated.mask(translated.isin(MISSING))
     return mapped
@@ -196,7 +229,8 @@ def no_column(
 ) -> str:                    # a sentence
     "Say that there is no such column, or several."
     if several := [one for one in columns if re.fullmatch(rf"{re.escape(name)} \(column [A-Z]+\)", one)]:
-        return f"There are several columns '{name}'{purpose}: {', '.join(several)}. Name the right one under 'columns'."
+        return (f"There are several columns '{name}'{purpose}: {', '.join(several)}. "
+                "Name the right one under 'columns'.")
     return f"There is no column '{name}'{purpose}. {suggest(name, columns)}"
 
 
@@ -211,7 +245,8 @@ def plain_number(
 def _mapping(values: Any, name: str, source: str) -> dict:
     "Check that a parameter of a configuration holds keys and values."
     if not isinstance(values or {}, Mapping):
-        raise TableError(source, [f"'{name}' must hold keys and values, such as {{age: Age at scan}}, not {values!r}."])
+        raise TableError(source, [f"'{name}' must hold keys and values, such as {{age: Age at scan}}, not "
+                                  f"{values!r}."])
     return dict(values or {})
 
 # %% ../../nbs/13_tables.ipynb #c6e1bd9f
@@ -220,11 +255,15 @@ class ColumnTypes:
     "How entries of a table are to be understood, where they do not tell by themselves."
 
     types: Mapping[str, Literal["number", "word"]] = field(default_factory=dict)  # what a covariate is
-    decimal: Literal[".", ","] | None = None  # the sign before decimals; None takes commas for it where nothing else is possible
+    # the sign before decimals; None takes commas for it where nothing else is possible
+    decimal: Literal[".", ","] | None = None
 
     def __post_init__(self):
-        problems = [f"'types' says that {name} is {kind!r}. {suggest(str(kind), ['number', 'word'])}"
-                    for name, kind in _mapping(self.types, "types", "Types of columns").items() if kind not in ("number", "word")]
+        problems = [
+            f"'types' says that {name} is {kind!r}. {suggest(str(kind), ['number', 'word'])}"
+            for name, kind in _mapping(self.types, "types", "Types of columns").items()
+            if kind not in ("number", "word")
+        ]
         if self.decimal not in (None, ".", ","):
             problems.append(f"'decimal' is {self.decimal!r}. It is '.' or ','.")
         if problems:
@@ -233,7 +272,8 @@ class ColumnTypes:
 
 def to_numbers(
     column: pd.Series,           # entries as text or numbers, NaN where missing
-    decimal: str | None = None,  # "." or ","; None takes commas for the sign before decimals where nothing else is possible
+    # "." or ","; None takes commas for the sign before decimals where nothing else is possible
+    decimal: str | None = None,
 ) -> pd.Series:                  # float64; NaN where an entry is missing or not a number
     "Read entries as numbers."
     text = column.dropna().astype(str).str.strip().str.replace("\N{MINUS SIGN}", "-")
@@ -244,7 +284,8 @@ def to_numbers(
 
 
 def _are_decimal_commas(text: pd.Series, with_comma: pd.Series) -> bool:
-    "Tell whether commas stand before decimals: no points in the column, one comma an entry, and not always three digits behind it."
+    """Tell whether commas stand before decimals: no points in the column, one comma an entry, and not
+    always three digits behind it."""
     plain = with_comma.str.fullmatch(r"[+-]?\d+,\d+").all() and not text.str.contains(".", regex=False).any()
     return bool(plain and not with_comma.str.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}").all())
 
@@ -255,7 +296,8 @@ _CODES = {1, 4, 5, 7, 8, 9, 77, 88, 98, 99, 99.9, 777, 888, 998, 999, 999.9, 777
 def missing_codes(
     values: pd.Series,  # numbers, NaN where missing
 ) -> list[float]:       # those that are probably codes for a missing value
-    "Find codes in use, such as -4 among values that are not negative, and 999 at twice the largest other value or more."
+    """Find codes in use, such as -4 among values that are not negative, and 999 at twice the largest other
+    value or more."""
     given = sorted(float(value) for value in values.dropna().unique())
     codes = [value for value in given if value < 0 and -value in _CODES]
     if any(value < 0 and value not in codes for value in given) or given == codes:
@@ -286,19 +328,23 @@ def understand(
             continue
         if kind is None and count < given.sum():
             row = table.index[given & values.isna()][0]
-            problems.append((row, f"{name} is '{table.at[row, name]}', but in {count} other rows a number such as "
-                                  f"{table[name][values.notna()].iloc[0]}. Translate it with 'values', or say what the column is: "
+            problems.append((row, f"{name} is '{table.at[row, name]}', but in {count} other rows a number "
+                                  "such as "
+                                  f"{table[name][values.notna()].iloc[0]}. Translate it with 'values', or "
+                                  "say what the column is: "
                                   f"types: {{{name}: number}} or {{{name}: word}}"))
             continue
         if kind is None and (codes := missing_codes(values)):
-            problems += [(row, f"{name} is {values[row]:g}, which seems to mean that there is no value. Say so, values: {{{name}: "
-                               f"{{{values[row]:g}: n/a}}}}, or that it is a number, types: {{{name}: number}}")
+            problems += [(row, f"{name} is {values[row]:g}, which seems to mean that there is no value. "
+                          f"Say so, values: {{{name}: "
+                          f"{{{values[row]:g}: n/a}}}}, or that it is a number, types: {{{name}: number}}")
                          for row in table.index[values.isin(codes)]]
         if table[name].astype(str).str.contains(",")[given & values.notna()].any():
             notes.append(f"{name} is written with decimal commas, such as {_examples(table[name], 1)}.")
         bad = given & values.isna()
         if name not in numbers:
-            problems += [(row, f"{name} is '{table.at[row, name]}', which is not a number") for row in table.index[bad]]
+            problems += [(row, f"{name} is '{table.at[row, name]}', which is not a number")
+                         for row in table.index[bad]]
         table = table.assign(**{name: values if not bad.any() else table[name].mask(~bad, values)})
         if name not in numbers:
             taken.append(f"{name} as a number ({values.min():g} to {values.max():g})")

@@ -50,7 +50,8 @@ class Move(Transform):
         grid: Grid,  # the grid of the volumes
     ):
         midline = -grid.cropped_affine[0, 3] / grid.cropped_affine[0, 0]
-        self.offset = round(2 * midline) - (grid.cropped_shape[0] - 1)  # from the reversed to the reflected array
+        self.offset = round(2 * midline) - (grid.cropped_shape[0] - 1
+                                            )  # from the reversed to the reflected array
 
     def follow(
         self,
@@ -67,7 +68,7 @@ class Move(Transform):
         "Move each volume."
         return _move(volumes, [self], [drawn])
 
-
+# %% ../../nbs/24_transforms.ipynb #490b8dc4
 def _shift(source: np.ndarray, step: int) -> np.ndarray:
     "Move entries by some places; what comes in is -1."
     moved = np.full_like(source, -1)
@@ -85,7 +86,8 @@ def _move(volumes: torch.Tensor, moves: Sequence[Move], draws: Sequence[Sequence
     return moved
 
 
-def _place(volumes: Iterable, moved: Iterable, moves: Sequence[Move], draws: Sequence[Sequence[tuple]]) -> None:
+def _place(volumes: Iterable, moved: Iterable, moves: Sequence[Move],
+           draws: Sequence[Sequence[tuple]]) -> None:
     "Copy volumes (1, x, y, z) to where they go in `moved`; both are arrays of NumPy, or tensors on a device."
     for old, new, *drawn in zip(volumes, moved, *draws, strict=True):
         sources = [np.arange(size) for size in old.shape[1:]]
@@ -149,7 +151,8 @@ class Shift(Move):
 # %% ../../nbs/24_transforms.ipynb #fc493e09
 @TRANSFORMS.register("published")
 class Published(Move):
-    "One of the 14 copies of Dyrba et al. (2021): not shifted or shifted along one axis, each with and without a flip."
+    """One of the 14 copies of Dyrba et al. (2021): not shifted or shifted along one axis, each with and
+    without a flip."""
 
     def __init__(
         self,
@@ -176,7 +179,8 @@ class _FromSeed(Transform):
 
     def apply(self, volumes: torch.Tensor, drawn: Sequence[int]) -> torch.Tensor:
         "Make a variant of each volume."
-        return torch.stack([self._vary(volume.clone(), seed) for volume, seed in zip(volumes, drawn, strict=True)])
+        return torch.stack(
+            [self._vary(volume.clone(), seed) for volume, seed in zip(volumes, drawn, strict=True)])
 
     @abstractmethod
     def _vary(self, volume: torch.Tensor, seed: int) -> torch.Tensor:
@@ -208,7 +212,10 @@ class _Monai(_FromSeed):
         return varied.as_tensor() if isinstance(varied, monai.data.MetaTensor) else torch.as_tensor(varied)
 
 # %% ../../nbs/24_transforms.ipynb #827046d9
-_MONAI_MODULES = {f"monai.transforms.{part}.array" for part in ("croppad", "intensity", "smooth_field", "spatial")}
+_MONAI_MODULES = {
+    f"monai.transforms.{part}.array"
+    for part in ("croppad", "intensity", "smooth_field", "spatial")
+}
 
 
 def _library(prefix: str, module: ModuleType, choose: Callable[[type], bool]) -> Registry:
@@ -234,7 +241,8 @@ class Augmentation(VolumeTransform):
         transforms: Sequence[Transform],  # in the order of application
     ):
         self.transforms = list(transforms)
-        self.on_device = all(transform.on_device for transform in transforms)  # whether `batch` works on any device
+        self.on_device = all(transform.on_device
+                             for transform in transforms)  # whether `batch` works on any device
 
     def __call__(
         self,
@@ -251,12 +259,7 @@ class Augmentation(VolumeTransform):
         "Make a variant of each volume from its seed; PyTorch's generator is left as it was."
         return self._apply(volumes, self._draw_all(seeds))
 
-    def fill(
-        self,
-        out: torch.Tensor,           # place for the variants (N, 1, x, y, z), on the CPU
-        maps: Sequence[np.ndarray],  # volumes (x, y, z) of any type, also read only, left as they are
-        seeds: Sequence[int],        # a seed for each of them
-    ) -> None:
+    def fill(self, out: torch.Tensor, maps: Sequence[np.ndarray], seeds: Sequence[int]) -> None:
         "Put what `batch` would give into a batch that is there already; moves copy straight to it."
         draws = self._draw_all(seeds)
         if all(isinstance(transform, Move) for transform in self.transforms):
@@ -280,7 +283,8 @@ class Augmentation(VolumeTransform):
     def _apply(self, volumes: torch.Tensor, draws: list[list[Any]]) -> torch.Tensor:
         "Apply what was drawn for each volume."
         varied = volumes
-        for moving, steps in groupby(zip(self.transforms, zip(*draws)), lambda step: isinstance(step[0], Move)):
+        for moving, steps in groupby(zip(self.transforms, zip(*draws)),
+                                     lambda step: isinstance(step[0], Move)):
             transforms, drawn = zip(*steps)
             if moving:
                 varied = _move(varied, transforms, drawn)
@@ -289,7 +293,8 @@ class Augmentation(VolumeTransform):
                     varied = transform.apply(varied, each)
         if varied.shape != volumes.shape:
             raise ConfigError(f"The transforms turn volumes of {tuple(volumes.shape[2:])} voxels into "
-                              f"{tuple(varied.shape[2:])}. The network needs the size to stay: leave out transforms that crop, "
+                              f"{tuple(varied.shape[2:])}. The network needs the size to stay: leave out "
+                              "transforms that crop, "
                               "pad or resize, or make up for them by another one in the list.")
         return varied
 

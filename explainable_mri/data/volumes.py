@@ -33,12 +33,16 @@ class VolumeError(ExplainableMRIError, ValueError):
 def _check_header(image: SpatialImage, name: str) -> None:
     "Raise `VolumeError` unless an image is one 3D volume of brightness whose place in space is known."
     if len(image.shape) != 3 and image.shape[3:] != (1,):
-        raise VolumeError(f"{name}: expected one 3D volume, found shape {image.shape}. Save the volume to use as a 3D file.")
+        raise VolumeError(f"{name}: expected one 3D volume, found shape {image.shape}. Save the volume to "
+                          "use as a 3D file.")
     if (kind := np.dtype(image.get_data_dtype())).kind not in "iufb":
-        raise VolumeError(f"{name}: expected a number in each voxel, found {kind}, as in coloured or complex images. "
+        raise VolumeError(f"{name}: expected a number in each voxel, found {kind}, as in coloured or "
+                          "complex images. "
                           "Save one channel of it as a file of its own.")
-    if image.affine is None or not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-        raise VolumeError(f"{name}: the affine in the header (sform or qform) is no position in space. Convert the file from its "
+    if image.affine is None or not np.isfinite(image.affine).all() or abs(
+            np.linalg.det(image.affine[:3, :3])) < 1e-9:
+        raise VolumeError(f"{name}: the affine in the header (sform or qform) is no position in space. "
+                          "Convert the file from its "
                           f"source again.\n{_rows(image.affine)}")
     if isinstance(image, nib.Nifti1Pair):
         _check_forms(image, name)
@@ -49,11 +53,13 @@ def _check_forms(image: nib.Nifti1Pair, name: str) -> None:
     forms = {form: affine for form, (affine, code) in {"sform": image.get_sform(coded=True),
                                                        "qform": image.get_qform(coded=True)}.items() if code}
     if not forms:
-        raise VolumeError(f"{name}: the header does not say how the image lies in space (sform and qform have code 0), so left "
+        raise VolumeError(f"{name}: the header does not say how the image lies in space (sform and qform "
+                          "have code 0), so left "
                           "and right cannot be told apart. Convert the file from its source again.")
     axes = {form: "".join(nib.aff2axcodes(affine)) for form, affine in forms.items()}
     if len(set(axes.values())) > 1:
-        raise VolumeError(f"{name}: the header contradicts itself: the axes are {axes['sform']} by its sform and {axes['qform']} "
+        raise VolumeError(f"{name}: the header contradicts itself: the axes are {axes['sform']} by its "
+                          f"sform and {axes['qform']} "
                           "by its qform. Find out which is right, and correct the other.")
 
 
@@ -79,12 +85,14 @@ def _open(path: Path) -> SpatialImage:
     try:
         image = nib.load(path)
     except Exception as error:  # each format of nibabel has errors of its own
-        raise VolumeError(f"{path}: not a readable NIfTI file ({str(error) or type(error).__name__}).") from None
+        raise VolumeError(
+            f"{path}: not a readable NIfTI file ({str(error) or type(error).__name__}).") from None
     if not isinstance(image, (nib.Nifti1Pair, nib.MGHImage)):
         raise VolumeError(f"{path}: expected a NIfTI file, found {type(image).__name__}.")
     _check_header(image, str(path))
     if (size := _announced(image)) > (room := _room(image, path)):
-        raise VolumeError(f"{path}: the file is damaged or cut short ({size} bytes announced, where the file can hold {room}). "
+        raise VolumeError(f"{path}: the file is damaged or cut short ({size} bytes announced, where the "
+                          f"file can hold {room}). "
                           "Copy or convert it again.")
     return image
 
@@ -96,7 +104,8 @@ def _announced(image: SpatialImage) -> int:
 
 def _room(image: SpatialImage, path: Path) -> int:
     "The most bytes that a file can hold, unpacked."
-    return Path(image.file_map["image"].filename).stat().st_size * (1032 if path.name.endswith(_PACKED) else 1)
+    return Path(
+        image.file_map["image"].filename).stat().st_size * (1032 if path.name.endswith(_PACKED) else 1)
 
 # %% ../../nbs/10_volumes.ipynb #f476bf2d
 @dataclass(frozen=True)
@@ -141,17 +150,20 @@ class Grid:
     def pad(self, array: np.ndarray) -> np.ndarray:
         "Put an array of `cropped_shape` back among zeros into the space of whole files, of `shape`."
         if array.shape != self.cropped_shape:
-            raise VolumeError(f"An array on the grid '{self.name}' has shape {self.cropped_shape}, not {array.shape}.")
+            raise VolumeError(f"An array on the grid '{self.name}' has shape {self.cropped_shape}, not "
+                              f"{array.shape}.")
         whole = np.zeros(self.shape, array.dtype)
         whole[self.field_of_view] = array
         return whole
 
     @classmethod
     def from_image(cls, image: Any, name: str | None = None) -> "Grid":
-        "The grid of a file, of an image of nibabel or nilearn, of TorchIO, or of a `Volume`: all of it, in RAS+ order."
+        """The grid of a file, of an image of nibabel or nilearn, of TorchIO, or of a `Volume`: all of it,
+        in RAS+ order."""
         image, source = _as_image(image)
         shape, affine = _geometry(image)
-        return cls(name or (source.name if source else "own grid"), shape, affine, tuple(slice(0, size) for size in shape))
+        return cls(name or (source.name if source else "own grid"), shape, affine,
+                   tuple(slice(0, size) for size in shape))
 
 # %% ../../nbs/10_volumes.ipynb #b96ea68d
 def _as_image(image: Any) -> tuple[SpatialImage, Path | None]:
@@ -167,9 +179,11 @@ def _as_image(image: Any) -> tuple[SpatialImage, Path | None]:
         return image.to_image(), image.source
     if hasattr(image, "data") and hasattr(image, "affine"):  # TorchIO's
         if len(image.data) != 1:
-            raise VolumeError(f"{image.path or 'The image'}: expected one channel, found {len(image.data)}.")
+            raise VolumeError(f"{image.path or 'The image'}: expected one channel, found "
+                              f"{len(image.data)}.")
         return nib.Nifti1Image(image.data[0].numpy(), image.affine), image.path and Path(image.path)
-    raise VolumeError(f"Expected the path of a NIfTI file, or an image of nibabel, nilearn or TorchIO, not {type(image).__name__}.")
+    raise VolumeError("Expected the path of a NIfTI file, or an image of nibabel, nilearn or TorchIO, not "
+                      f"{type(image).__name__}.")
 
 # %% ../../nbs/10_volumes.ipynb #1221fd21
 def _grid(name: str, shape: tuple, size: float, origin: tuple, field_of_view: tuple | None = None) -> Grid:
@@ -210,7 +224,8 @@ class Volume(NDArrayOperatorsMixin):
     def __post_init__(self):
         object.__setattr__(self, "array", np.asarray(self.array, np.float32))
         if self.array.shape != self.grid.cropped_shape:
-            raise VolumeError(f"An array on the grid '{self.grid.name}' has shape {self.grid.cropped_shape}, not {self.array.shape}.")
+            raise VolumeError(f"An array on the grid '{self.grid.name}' has shape "
+                              f"{self.grid.cropped_shape}, not {self.array.shape}.")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -232,7 +247,9 @@ class Volume(NDArrayOperatorsMixin):
         return np.array(self.array, dtype, copy=True) if copy else np.asarray(self.array, dtype)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        return getattr(ufunc, method)(*(each.array if isinstance(each, Volume) else each for each in inputs), **options)
+        return getattr(ufunc,
+                       method)(*(each.array if isinstance(each, Volume) else each for each in inputs),
+                               **options)
 
     def to_image(self) -> nib.Nifti1Image:
         "An image of nibabel and nilearn, of the grid's whole shape."
@@ -245,7 +262,8 @@ class Volume(NDArrayOperatorsMixin):
         return torchio.ScalarImage(tensor=self.array[None].copy(), affine=self.grid.cropped_affine)
 
     def save(self, path: str | os.PathLike) -> Path:
-        "Write a file ending in .nii or .nii.gz that overlays the scans of the grid; it is replaced if it exists."
+        """Write a file ending in .nii or .nii.gz that overlays the scans of the grid; it is replaced if it
+        exists."""
         return save_volume(self.array, path, self.grid)
 
     @classmethod
@@ -308,11 +326,13 @@ def _require_grid(image: SpatialImage, name: str, grid: Grid) -> bool:
         return False
     if _lies_on((shape, affine), grid.cropped_shape, grid.cropped_affine):
         return True
-    own = next((other.name for other in GRIDS.values() if _lies_on((shape, affine), other.shape, other.affine)), None)
+    own = next((other.name
+                for other in GRIDS.values() if _lies_on((shape, affine), other.shape, other.affine)), None)
     raise VolumeError(
         f"{name}: not on the grid '{grid.name}'" + (f", but on '{own}'" if own else "")
-        + f".\n  File (RAS+): shape {shape}, affine\n{_rows(affine)}\n  Grid: shape {grid.shape}, affine\n{_rows(grid.affine)}\n  "
-        + (f"Choose it in the configuration (grid: {own})" if own else "Choose the scan's own grid in the configuration")
+        + f".\n  File (RAS+): shape {shape}, affine\n{_rows(affine)}\n  Grid: shape {grid.shape}, "
+        f"affine\n{_rows(grid.affine)}\n  " + (f"Choose it in the configuration (grid: {own})" if own else
+                                               "Choose the scan's own grid in the configuration")
         + ", or resample the scan (resample=True).")
 
 # %% ../../nbs/10_volumes.ipynb #f57385c0
@@ -320,7 +340,8 @@ _SPARE = 2**16  # bytes that may follow the voxels
 
 
 def _voxels(image: SpatialImage, path: Path | None) -> np.ndarray:
-    "All values of an image in float32; those of a compressed file are unpacked at once, and its checksum is compared."
+    """All values of an image in float32; those of a compressed file are unpacked at once, and its checksum
+    is compared."""
     proxy = image.dataobj
     if path is None or not nib.is_proxy(proxy):
         return np.asarray(proxy).astype(np.float32, copy=False)
@@ -332,7 +353,8 @@ def _voxels(image: SpatialImage, path: Path | None) -> np.ndarray:
 
 
 def _unpack(packed: bytes, size: int) -> bytes:
-    "Unpack a gzip file of which the header announces `size` bytes; parallel compressors write several members."
+    """Unpack a gzip file of which the header announces `size` bytes; parallel compressors write several
+    members."""
     content = b""
     while packed.strip(b"\0"):
         member = isal_zlib.decompressobj(wbits=31)
@@ -348,32 +370,39 @@ def _unpack(packed: bytes, size: int) -> bytes:
 
 # %% ../../nbs/10_volumes.ipynb #fab31523
 def _clean(values: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    "Values without NaN as a background, and a note; raises `VolumeError` for other values that are no numbers."
+    """Values without NaN as a background, and a note; raises `VolumeError` for other values that are no
+    numbers."""
     finite = np.isfinite(values)
     if finite.all():
         return values, ()
     missing = np.isnan(values)
     corners = missing[np.ix_(*[(0, -1)] * 3)]
     if corners.all() and np.array_equal(missing, ~finite) and not missing.all():
-        note = f"{missing.sum()} of {values.size} voxels are NaN, as SPM writes the background, and are read as 0."
+        note = (f"{missing.sum()} of {values.size} voxels are NaN, as SPM writes the background, "
+                "and are read as 0.")
         return np.where(missing, np.float32(0), values), (note,)
-    raise VolumeError(f"{name}: {np.count_nonzero(~finite)} of {values.size} voxels are NaN or infinite, and not as a background "
-                      "(NaN at the eight corners). Find out what failed there, or set them to 0 before use.")
+    raise VolumeError(f"{name}: {np.count_nonzero(~finite)} of {values.size} voxels are NaN or infinite, "
+                      "and not as a background "
+                      "(NaN at the eight corners). Find out what failed there, or set them to 0 before "
+                      "use.")
 
 # %% ../../nbs/10_volumes.ipynb #cf824376
 def load_map(
-    image: Any,               # path of a NIfTI file in any orientation, or an image of nibabel, nilearn or TorchIO
+    image: Any,  # path of a NIfTI file in any orientation, or an image of nibabel, nilearn or TorchIO
     grid: Grid | str | None = None,  # the grid to have it on, or its name; None: the image's own, all of it
-    resample: bool = False,   # interpolate an image that lies on another grid, linearly, instead of refusing it
+    # interpolate an image that lies on another grid, linearly, instead of refusing it
+    resample: bool = False,
 ) -> Volume:                  # float32, axes x, y, z in RAS+
-    "Read a map, which may be 0 everywhere; raises `VolumeError` for a file that is damaged or on another grid."
+    """Read a map, which may be 0 everywhere; raises `VolumeError` for a file that is damaged or on another
+    grid."""
     image, path = _as_image(image)
     name, grid = str(path or "The image"), Grid.from_image(image) if grid is None else get_grid(grid)
     cropped = False if resample else _require_grid(image, name, grid)
     try:
         values = _voxels(image, path).reshape(image.shape[:3])
     except (EOFError, OSError, ValueError, MemoryError, zlib.error, isal_zlib.error) as error:
-        raise VolumeError(f"{name}: the file is damaged or cut short ({error}). Copy or convert it again.") from None
+        raise VolumeError(
+            f"{name}: the file is damaged or cut short ({error}). Copy or convert it again.") from None
     values, notes = _clean(values, name)
     image = nib.as_closest_canonical(nib.Nifti1Image(values, image.affine))
     if resample:
@@ -383,12 +412,13 @@ def load_map(
 
 # %% ../../nbs/10_volumes.ipynb #7b891f10
 def load_volume(
-    image: Any,               # path of a scan's NIfTI file in any orientation, or an image of nibabel, nilearn or TorchIO
+    image: Any,  # path of a scan's NIfTI file in any orientation, or an image of nibabel, nilearn or TorchIO
     grid: Grid | str | None = None,  # the grid to have it on, or its name; None: the scan's own, all of it
     resample: bool = False,   # interpolate a scan that lies on another grid, linearly, instead of refusing it
 ) -> Volume:                  # float32, axes x, y, z in RAS+
     "Read a scan; raises `VolumeError` for a file that is damaged, empty or on another grid."
     volume = load_map(image, grid, resample)
     if not volume.array.any():
-        raise VolumeError(f"{volume.source or 'The image'}: every voxel in the field of view of '{volume.grid.name}' is 0.")
+        raise VolumeError(f"{volume.source or 'The image'}: every voxel in the field of view of "
+                          f"'{volume.grid.name}' is 0.")
     return volume

@@ -85,7 +85,7 @@ class KerasNetwork(nn.Module):
                     values.pop(name, None)  # not needed any more
         return values[self.architecture.output]
 
-
+# %% ../../nbs/38_keras.ipynb #305bf767
 def _make(layer: KerasLayer, shapes: list[tuple[int, ...]]) -> nn.Module:
     "The module of a layer; `keras_model` says which nested model it belongs to, for explanations that need to know."
     made = build_layer(layer.class_name, layer.config, shapes).eval()

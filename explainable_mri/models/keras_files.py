@@ -79,7 +79,7 @@ def _sublayers(entry: dict) -> list[dict]:
     config = entry["config"]
     return config if isinstance(config, list) else config["layers"]
 
-
+# %% ../../nbs/37_keras_files.ipynb #02ede684
 def _layer_name(entry: dict) -> str:
     return str(entry.get("name") or entry["config"]["name"])
 
@@ -103,7 +103,7 @@ def about_layer(
     except KerasError as error:
         raise KerasError(f"layer '{name}': {error}") from error
 
-
+# %% ../../nbs/37_keras_files.ipynb #3754e531
 def _references(node: Any) -> Iterator[tuple[str, int, int]]:
     "Tensors that one call of a layer takes, as (layer, call, output)."
     if isinstance(node, dict):  # Keras 3
@@ -128,10 +128,10 @@ def _pairs(references: list) -> list[tuple[str, int, int]]:
     "Inputs or outputs of a model; Keras 3 writes a single one without the outer list."
     return [tuple(references)] if isinstance(references[0], str) else [tuple(one) for one in references]
 
-# %% ../../nbs/37_keras_files.ipynb #50b9e6d2
+
 Models = tuple[str, ...]  # names of the nested models that an entry is in, from the outermost inwards
 
-
+# %% ../../nbs/37_keras_files.ipynb #50b9e6d2
 class _Reader:
     "Collects the calls of a model and of the models nested in it."
 
@@ -190,7 +190,7 @@ class _Reader:
             known |= {(name, number + first[name], index): tensor for index, tensor in enumerate(made)}
         return [known[one] for one in outputs]
 
-
+# %% ../../nbs/37_keras_files.ipynb #6b7ae941
 def _first_calls(entries: list[dict], references: list[tuple[str, int, int]]) -> dict[str, int]:
     "The number of each layer's first call: 0, but 1 for nested models that count their own making as a call."
     last = Counter()
@@ -234,7 +234,7 @@ def _fixed(shape: list) -> tuple[int, ...]:
         raise KerasError(f"the input shape {tuple(shape)} is not fixed. Save the model with an Input of known size.")
     return tuple(shape)
 
-
+# %% ../../nbs/37_keras_files.ipynb #993f86d0
 def read_architecture(
     model: dict,     # the model's description, as in a file's `model_config` or config.json
 ) -> Architecture:   # the same as a list of calls
@@ -384,7 +384,7 @@ def _with_version(model: dict, version: str) -> dict:
             entry["config"]["activation"] = "hard_sigmoid_keras2"
     return model
 
-
+# %% ../../nbs/37_keras_files.ipynb #a15193a7
 def _read(path: Path) -> tuple[dict, Weights]:
     "A file's description of the model and its weights."
     if not path.is_file():

@@ -175,7 +175,7 @@ def _relu(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
         modules["limit"] = nn.Hardtanh(-torch.inf if slope else 0.0, largest)
     return modules
 
-
+# %% ../../nbs/36_keras_layers.ipynb #3394de0a
 @_builds("LeakyReLU")
 def _leaky_relu(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
     slope = config.get("negative_slope", config.get("alpha", 0.3))
@@ -191,7 +191,7 @@ def _elu(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
 def _thresholded_relu(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
     return {"activation": nn.Threshold(_number(config.get("theta", 1.0)), 0.0)}
 
-
+# %% ../../nbs/36_keras_layers.ipynb #6763d56a
 class PReLU(nn.Module):
     "A leaky ReLU with learned slopes; as in TensorFlow, its gradient at zero is zero."
 
@@ -212,7 +212,7 @@ def _prelu(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
     *size, channels = (1 if axis in shared else n for axis, n in enumerate(shapes[0], start=1))
     return {"activation": PReLU((channels, *size))}
 
-
+# %% ../../nbs/36_keras_layers.ipynb #c954a8a6
 @_builds("Softmax")
 def _softmax(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
     return {"activation": nn.Softmax(_torch_axis(config.get("axis", -1), shapes[0]))}
@@ -246,7 +246,7 @@ def _convolution(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
         config.get("use_bias", True))}
     return modules | _drop(dropped) | _activation(config.get("activation"), [(*size, config["filters"])])
 
-
+# %% ../../nbs/36_keras_layers.ipynb #b9451697
 @_builds(*(f"{kind}Pooling{axes}D" for kind in ("Max", "Average") for axes in (1, 2, 3)))
 def _pooling(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
     *size, _ = shapes[0]
@@ -267,7 +267,7 @@ def _pooling(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
         pool = _AVERAGE_POOL[axes](kernel, stride, tuple(padding), ceil_mode=same, count_include_pad=False)
     return {"pool": pool} | _drop(dropped)
 
-
+# %% ../../nbs/36_keras_layers.ipynb #905df762
 class WideAveragePool(nn.AvgPool3d):
     "The average over windows that may be longer than the volume, of real voxels only."
 
@@ -497,7 +497,7 @@ class Minimum(nn.Module):
     def forward(self, *branches: torch.Tensor) -> torch.Tensor:
         return functools.reduce(lambda first, second: torch.where(first <= second, first, second), branches)
 
-
+# %% ../../nbs/36_keras_layers.ipynb #b0da5ffd
 class Concatenate(nn.Module):
     "Several tensors, one behind the other."
 
@@ -514,7 +514,7 @@ class Concatenate(nn.Module):
     def extra_repr(self) -> str:
         return str(self.axis)
 
-
+# %% ../../nbs/36_keras_layers.ipynb #79008dac
 @_builds("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate")
 def _merge(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
     if len(shapes) < 2 or len(set(map(len, shapes))) > 1:

@@ -27,9 +27,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from tqdm.auto import tqdm
 
-from ..environment import optional_import
+from ..environment import optional_import, progress_bar
 from ..errors import ExplainableMRIError
 
 # %% ../../nbs/26_dicom.ipynb #3f027878
@@ -275,7 +274,7 @@ def read_headers(
     files = sorted(files)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        bar = tqdm(files, desc="Reading headers", unit="file", leave=False, disable=len(files) < 1000)
+        bar = progress_bar(files, desc="Reading headers", unit="file", leave=False, disable=len(files) < 1000)
         return {Path(path): header for path in bar if (header := _read_header(path)) is not None}
 
 

@@ -23,10 +23,10 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from nibabel.spatialimages import SpatialImage
-from tqdm.auto import tqdm
 
 from ..data.identity import conflicts, identity_key, when
 from ..data.volumes import VolumeError, load_map
+from ..environment import progress_bar
 from ..errors import ExplainableMRIError
 from ..files import read_json
 from .dicom import (
@@ -307,7 +307,7 @@ def _find_studies(
     "The DICOM studies; one that is spread over the folders of several names belongs to none of them."
     studies: dict[str, dict[tuple[str, str], list[Series]]] = {}
     many = sum(map(len, folders.values())) >= 1000
-    for key, paths in tqdm(folders.items(), desc="Looking into folders", unit="folder", leave=False, disable=not many):
+    for key, paths in progress_bar(folders.items(), desc="Looking into folders", unit="folder", leave=False, disable=not many):
         for series in find_series(paths):
             studies.setdefault(series.study, {}).setdefault(key, []).append(series)
     found = []

@@ -29,10 +29,10 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..data.volumes import Grid, get_grid, save_volume
-from ..environment import optional_import, package_versions
+from ..environment import optional_import, package_versions, progress_bar
 from ..errors import ExplainableMRIError
 from ..files import read_json, replacing, write_json
 from .participants import keep_entries, make_table, match_participants, read_before, read_participants
@@ -234,7 +234,7 @@ def _prepare_scans(scans: Sequence[Scan], out: Path, grid: Grid, recipe: Recipe,
     with ThreadPoolExecutor(jobs) as pool:
         running = {pool.submit(work, scan): scan for scan in scans if not scan.problem}
         try:
-            for done in tqdm(as_completed(running), total=len(running), desc="Preparing scans", unit="scan"):
+            for done in progress_bar(as_completed(running), total=len(running), desc="Preparing scans", unit="scan"):
                 if error := done.result():
                     failed[running[done].name] = error
                     tqdm.write(f"{running[done].name}: {error}")

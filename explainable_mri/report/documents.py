@@ -59,7 +59,7 @@ class Table:
                    for name in self.frame.columns]
         return [list(row) for row in zip(*columns)]
 
-
+# %% ../../nbs/71_documents.ipynb #b8231239
 @dataclass
 class Figure:
     "A figure, embedded as PNG, with a caption below it."
@@ -173,7 +173,7 @@ footer { color: var(--muted); font-size: .88rem; margin-top: 1.6rem; }
 """
 
 # %% ../../nbs/71_documents.ipynb #67318077
-_TEMPLATE = """\
+_MACROS = """\
 {%- macro picture(block) -%}
 <figure style="max-width: {{ block.width }}px"{% if block.width < 500 %} class="half"{% endif %}>
 <img src="data:image/png;base64,{{ block.data }}" alt="{{ block.alt }}" width="{{ block.width }}">
@@ -208,6 +208,10 @@ _TEMPLATE = """\
 {% endfor %}{% endif %}{% endfor %}{% endif %}
 {% endfor %}
 {%- endmacro -%}
+"""
+
+# %% ../../nbs/71_documents.ipynb #bf7c37a3
+_TEMPLATE = _MACROS + """\
 <!DOCTYPE html>
 <html lang="en">
 <head>

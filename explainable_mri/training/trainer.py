@@ -102,7 +102,7 @@ def _validation_metrics(task: Classification | Regression) -> MetricCollection:
     return MetricCollection({"validation_auc": MulticlassAUROC(classes),
                              "validation_balanced_accuracy": MulticlassAccuracy(classes, average="macro")}, compute_groups=False)
 
-
+# %% ../../nbs/43_trainer.ipynb #51aacfd8
 class NetworkTraining(lightning.LightningModule):
     "A network, its loss and its validation metrics, as Lightning wants them."
 
