@@ -7,7 +7,6 @@ __all__ = ['PATTERN', 'GROUPS', 'DICTIONARY', 'Group', 'Person', 'draw_person', 
            'PhantomError', 'simulate_cohort', 'phantom_cohort']
 
 # %% ../../nbs/17_phantom.ipynb #d62f8b25
-import hashlib
 import itertools
 import json
 import os
@@ -27,7 +26,7 @@ from .tables import read_table
 from .volumes import Grid, get_grid, save_volume
 from ..environment import progress_bar
 from ..errors import ExplainableMRIError, suggest
-from ..files import read_json, replacing, write_json
+from ..files import hash_file, read_json, replacing, write_json
 from ..registry import COHORTS
 
 # %% ../../nbs/17_phantom.ipynb #0c8e7cee
@@ -255,12 +254,7 @@ def _write_scan(folder: Path, simulator: Simulator, person: Person, session: int
 def _sign(folder: Path, names: Iterable[str]) -> dict[str, list]:
     "Size, time and digest of files, by their names below the folder."
     stats = {name: (folder / name).stat() for name in names}
-    return {name: [stat.st_size, stat.st_mtime_ns, _digest(folder / name)] for name, stat in stats.items()}
-
-
-def _digest(path: Path) -> str:
-    "A digest of a file's content."
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return {name: [stat.st_size, stat.st_mtime_ns, hash_file(folder / name)] for name, stat in stats.items()}
 
 
 def _changed(folder: Path, signed: dict[str, list]) -> list[str]:
@@ -269,7 +263,7 @@ def _changed(folder: Path, signed: dict[str, list]) -> list[str]:
         path = folder / name
         if not path.is_file() or (stat := path.stat()).st_size != size:
             return False
-        return stat.st_mtime_ns == time or _digest(path) == digest
+        return stat.st_mtime_ns == time or hash_file(path) == digest
 
     return [name for name, entry in signed.items() if not same(name, *entry)]
 

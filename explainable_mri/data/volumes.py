@@ -83,7 +83,10 @@ def _open(path: Path) -> SpatialImage:
     if not path.is_file():
         raise VolumeError(f"{path}: {'this is not a file' if path.exists() else 'there is no such file'}.")
     try:
+        _check_start(path)
         image = nib.load(path)
+    except VolumeError:
+        raise
     except Exception as error:  # each format of nibabel has errors of its own
         raise VolumeError(
             f"{path}: not a readable NIfTI file ({str(error) or type(error).__name__}).") from None
@@ -97,6 +100,17 @@ def _open(path: Path) -> SpatialImage:
     return image
 
 
+def _check_start(path: Path) -> None:
+    "Raise `VolumeError` for a NIfTI file whose header is followed by more than a header has to say."
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        with (igzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+            start = file.read(360)
+        if start[344:347] in (b"n+1", b"ni1") and start[348:349] == b"\1":
+            size = min(int.from_bytes(start[352:356], order) for order in ("little", "big"))
+            if size > 2**26:
+                raise VolumeError(f"{path}: a header extension of {size} bytes is no header's. Convert the file again.")
+
+
 def _announced(image: SpatialImage) -> int:
     "The bytes of a file, unpacked, that its header speaks of."
     return image.dataobj.offset + math.prod(image.dataobj.shape) * image.dataobj.dtype.itemsize
@@ -105,7 +119,7 @@ def _announced(image: SpatialImage) -> int:
 def _room(image: SpatialImage, path: Path) -> int:
     "The most bytes that a file can hold, unpacked."
     return Path(
-        image.file_map["image"].filename).stat().st_size * (1032 if path.name.endswith(_PACKED) else 1)
+        image.file_map["image"].filename).stat().st_size * (1032 if path.name.lower().endswith(_PACKED) else 1)
 
 # %% ../../nbs/10_volumes.ipynb #f476bf2d
 @dataclass(frozen=True)
@@ -345,7 +359,7 @@ def _voxels(image: SpatialImage, path: Path | None) -> np.ndarray:
     proxy = image.dataobj
     if path is None or not nib.is_proxy(proxy):
         return np.asarray(proxy).astype(np.float32, copy=False)
-    if not path.name.endswith(_PACKED):
+    if not path.name.lower().endswith(_PACKED):
         return image.get_fdata(dtype=np.float32, caching="unchanged")
     content = _unpack(Path(image.file_map["image"].filename).read_bytes(), _announced(image))
     values = np.ndarray(proxy.shape, proxy.dtype, content, proxy.offset, order="F")
