@@ -178,7 +178,7 @@ class Scan:
     columns: Mapping[str, str] = field(default_factory=dict)  # what else a pattern took from its path
     other: str = ""           # the name that follows that of the participant in its path
 
-
+# %% ../../nbs/27_scans.ipynb #3a751793
 _IMAGES = (".nii", ".nii.gz", ".img", ".img.gz", ".mgz", ".mgh")
 _PACKED_DICOM = (".dcm.gz", ".dcm.bz2", ".ima.gz")
 _UNREAD = {
@@ -224,7 +224,7 @@ def _walk(folder: Path) -> list[Path]:
         files += [Path(place, name) for name in names if not name.startswith(".")]
     return sorted(files)
 
-
+# %% ../../nbs/27_scans.ipynb #f307c578
 def _why_unreadable(path: Path) -> str:
     "Why a file that looks like a scan cannot be read, by its name and kind; empty where it can be tried."
     if path.is_symlink() and not path.exists():
@@ -291,6 +291,27 @@ def _why_left_out(path: Path, root: Path, beside: Mapping[Path, set[str]] = {}) 
     return f"named {others[0]}" if others else ""
 
 # %% ../../nbs/27_scans.ipynb #20a30404
+def _name(
+    root: Path, below: str, stem: str, kind: str, files: tuple[Path, ...], expression: re.Pattern | None,
+) -> Scan | None:
+    "Name a scan by its path, or by what a pattern takes from it; None where the pattern does not fit."
+    columns, other = {}, ""
+    try:
+        if expression:
+            if (columns := _match(expression, below)) is None:
+                return None
+            subject, session = _clean(columns.pop("subject")), columns.pop("session", "")
+        else:
+            folder = Path(below).parent.as_posix()
+            subject, session, other = _identify(f"{'' if folder == '.' else folder}/{stem}", root.name)
+    except PrepareError as error:
+        name = _clean(below.replace("/", "_"))
+        return Scan(name, name, "1", kind, files, problem=f"{below}: {error}. Please {_SAY}")
+    bids = not expression and re.match(r"sub-[A-Za-z0-9]+(_|$)", stem)
+    name = _clean(stem) if bids else subject + (f"_ses-{_clean(session)}" if session else "")
+    return Scan(name, subject, _clean(session) if session else "1", kind, files, columns=columns, other=other)
+
+# %% ../../nbs/27_scans.ipynb #c36b7857
 def _file_scans(
     root: Path, files: list[Path], left_out: dict[str, str], expression: re.Pattern | None,
 ) -> list[Scan]:
@@ -312,27 +333,6 @@ def _file_scans(
             scans.append(replace(scan, problem=f"{below}: {problem}." if problem else scan.problem))
     return scans
 
-
-def _name(
-    root: Path, below: str, stem: str, kind: str, files: tuple[Path, ...], expression: re.Pattern | None,
-) -> Scan | None:
-    "Name a scan by its path, or by what a pattern takes from it; None where the pattern does not fit."
-    columns, other = {}, ""
-    try:
-        if expression:
-            if (columns := _match(expression, below)) is None:
-                return None
-            subject, session = _clean(columns.pop("subject")), columns.pop("session", "")
-        else:
-            folder = Path(below).parent.as_posix()
-            subject, session, other = _identify(f"{'' if folder == '.' else folder}/{stem}", root.name)
-    except PrepareError as error:
-        name = _clean(below.replace("/", "_"))
-        return Scan(name, name, "1", kind, files, problem=f"{below}: {error}. Please {_SAY}")
-    bids = not expression and re.match(r"sub-[A-Za-z0-9]+(_|$)", stem)
-    name = _clean(stem) if bids else subject + (f"_ses-{_clean(session)}" if session else "")
-    return Scan(name, subject, _clean(session) if session else "1", kind, files, columns=columns, other=other)
-
 # %% ../../nbs/27_scans.ipynb #d0e02000
 def _are_one_study(one: list[Series], other: list[Series]) -> bool:
     "Whether two folders with one study number can show one study, such as a series each."
@@ -343,7 +343,7 @@ def _are_one_study(one: list[Series], other: list[Series]) -> bool:
             return False
     return True
 
-
+# %% ../../nbs/27_scans.ipynb #46d5cd8f
 def _find_studies(
     folders: dict[tuple[str, str], list[Path]],            # DICOM files by participant and visit, as their paths say
 ) -> list[tuple[tuple[str, str], list[Series]]]:           # series of each study, under the same or under ("", "")
@@ -376,7 +376,7 @@ def _check_visits(name: str, visits: list[list[Series]]) -> tuple[list[str], str
     note = "the names in its visits' headers differ; taken for one person by folder and patient number"
     return [note] * bool(differing), ""
 
-
+# %% ../../nbs/27_scans.ipynb #b367336a
 def _note_twins(names: list[str], visits: list[list[list[Series]]]) -> list[list[str]]:
     "A note for each participant whose patient or study number also stands in somebody else's files."
     owners: dict[str, set[str]] = {}
@@ -675,7 +675,7 @@ def _check_announced(path: Path) -> None:
                               "again.")
         return
 
-
+# %% ../../nbs/27_scans.ipynb #e415e96c
 def _check_geometry(image: nib.Nifti1Pair, path: Path) -> None:
     "Raise `VolumeError` where a NIfTI header contradicts itself on the size of voxels."
     sizes, said = nib.affines.voxel_sizes(image.affine), np.array(image.header.get_zooms()[:3])
@@ -716,6 +716,9 @@ def _place_analyze(image: SpatialImage, path: Path) -> tuple[nib.Nifti1Image, li
     return nib.Nifti1Image(np.asanyarray(voxels.dataobj), nib.affines.from_matvec(matrix, corner)), [note]
 
 # %% ../../nbs/27_scans.ipynb #c919610b
+#| export
+
+# %% ../../nbs/27_scans.ipynb #5fd399ec
 def _hint(path: Path) -> str:
     "What is wrong with the name of a file; empty where it fits the content."
     try:
@@ -773,7 +776,7 @@ def _read_file(path: Path) -> RawImage:
     return RawImage(image, {"age": None, "sex": None, "field_strength": tesla}, ["image file, taken as it "
                                                                                  "is"], notes)
 
-
+# %% ../../nbs/27_scans.ipynb #2a40c11d
 def _read_dicom(files: list[Path], name: str) -> RawImage:
     "Read the T1-weighted series of a DICOM study that is to have a name."
     series, report = choose_series(find_series(files))
