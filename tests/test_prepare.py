@@ -271,6 +271,28 @@ def test_killed_run_leaves_no_process_and_no_files(study, tmp_path):
     assert not [path for path in tmp_path.joinpath("out").rglob("*") if ".partial" in str(path)]
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in Linux's /proc")
+def test_command_that_is_told_to_end_ends_at_once_with_its_processes(tmp_path):
+    pytest.importorskip("ants", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    (tmp_path / "study").mkdir()
+    nib.save(simulate_raw_scan(seed=3).image, tmp_path / "study" / "P01.nii.gz")
+    command = [sys.executable, "-c", "from explainable_mri.cli import main; main()", "prepare", tmp_path / "study", tmp_path / "out"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([*map(str, command), "--grid", "cat12_1.5mm"], env=environment, stderr=subprocess.PIPE, text=True) as parent:
+        children = Path(f"/proc/{parent.pid}/task")
+        end = time.monotonic() + 100
+        while not (found := [each for path in children.glob("*/children") for each in path.read_text().split()
+                             if "_run_job" in Path("/proc", each, "cmdline").read_text()]):
+            assert time.monotonic() < end and parent.poll() is None
+            time.sleep(0.1)
+        begin = time.monotonic()
+        parent.send_signal(signal.SIGTERM)
+        said = parent.communicate(timeout=60)[1]
+    assert parent.returncode == 143 and "Stopped by SIGTERM. Continue with the same command." in said
+    assert time.monotonic() - begin < 30 and not Path("/proc", found[0]).exists()
+    assert not list((tmp_path / "out").rglob(".partial-*"))
+
+
 def test_crash_is_reported(study, monkeypatch, tmp_path):
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
     with pytest.raises(PrepareError, match="ended with code 1"):

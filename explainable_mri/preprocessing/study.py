@@ -163,6 +163,9 @@ def _run_job(path: str) -> None:
             os._exit(_UNSAID)
 
 # %% ../../nbs/31_study.ipynb #2c1d3b3f
+_RUNNING: set[subprocess.Popen] = set()  # to be ended when this process is told to end
+
+
 def _start(scan: Scan, folder: Path, grid: Grid, recipe: Recipe, threads: int) -> str | None:
     "Prepare a scan in a process of its own; returns the error, None where there is none."
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as temporary:  # removed by the next run
@@ -178,7 +181,9 @@ def _start(scan: Scan, folder: Path, grid: Grid, recipe: Recipe, threads: int) -
         with subprocess.Popen([sys.executable, "-P", "-c", command, str(job)],  # -P: no module from the current folder
                               env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                               stderr=subprocess.DEVNULL) as process:
+            _RUNNING.add(process)
             code = process.wait()  # with the input open: its end tells the process that this one is gone
+            _RUNNING.discard(process)
         if failure.is_file():
             return read_json(failure)["error"]
         if code == _UNSAID:
@@ -228,14 +233,14 @@ def _prepare_scans(scans: Sequence[Scan], out: Path, grid: Grid, recipe: Recipe,
     by name."""
     failed = {scan.name: scan.problem for scan in scans if scan.problem}
     threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
-    settings = _settings(grid, recipe)
+    settings, stopping = _settings(grid, recipe), threading.Event()
 
     def work(scan: Scan) -> str | None:
         if (reason := _why_again(scan, out / scan.name, settings)) is None:
             return None
         if reason:
             tqdm.write(f"{scan.name} is prepared again: {reason}.")
-        return _start(scan, out / scan.name, grid, recipe, threads)
+        return None if stopping.is_set() else _start(scan, out / scan.name, grid, recipe, threads)
 
     for name, problem in failed.items():
         tqdm.write(f"{name}: {problem}")
@@ -247,7 +252,10 @@ def _prepare_scans(scans: Sequence[Scan], out: Path, grid: Grid, recipe: Recipe,
                     failed[running[done].name] = error
                     tqdm.write(f"{running[done].name}: {error}")
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_RUNNING):
+                process.terminate()
             raise
     return failed
 
