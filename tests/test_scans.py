@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from explainable_mri.cli import main
 from explainable_mri.data.tables import TableError
 from explainable_mri.data.volumes import VolumeError
+from explainable_mri.errors import ExplainableMRIError
 from explainable_mri.preprocessing import study as module
 from explainable_mri.preprocessing.participants import match_participants, read_participants
 from explainable_mri.preprocessing.scans import PrepareError, find_scans, read_scan, survey
@@ -233,6 +234,24 @@ def test_announced_sizes_are_bounded_before_anything_is_read(tmp_path, name):
         (tmp_path / "P01.img").write_bytes(b"\0" * 1000)
     with pytest.raises(VolumeError, match="announces 2700000 million voxels"):
         read_scan(find_scans(tmp_path)[0])
+
+
+def test_damaged_files_are_refused_by_name(tmp_path):
+    pytest.importorskip("dicom2nifti", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    packed = bytearray(gzip.compress(BLOCK.header.binaryblock + b"\0" * 4 + VOXELS.tobytes()))
+    packed[20:60] = b"\xff" * 40
+    (tmp_path / "P01.nii.gz").write_bytes(packed)
+    (tmp_path / "P02.mgz").write_bytes(packed)
+    announce(tmp_path / "P03.nii", (40, -30, 28))
+    import pydicom
+    for path in write_dicom(BLOCK, tmp_path / "P04").iterdir():
+        header = pydicom.dcmread(path)
+        header.file_meta.TransferSyntaxUID = "1.2.3"
+        header.save_as(path, implicit_vr=False, little_endian=True, enforce_file_format=False)
+    for scan, message in zip(find_scans(tmp_path), ("P01.nii.gz: not a readable", "P02.mgz: not a readable", "announces 40 × -30 × 28 voxels",
+                                                    "cannot be converted"), strict=True):
+        with pytest.raises(ExplainableMRIError, match=message):
+            read_scan(scan)
 
 
 def test_an_extension_of_gigabytes_is_refused(tmp_path):

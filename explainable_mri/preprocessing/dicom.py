@@ -535,7 +535,7 @@ def _why(error: Exception, slices: list) -> str:
     if code in ("SLICE_INCREMENT_INCONSISTENT", "MISSING_DICOM_FILES"):
         return f"slices are missing or unevenly spaced ({code}). Check that all files were copied"
     syntax = slices[0].file_meta.get("TransferSyntaxUID") if slices else None
-    if syntax is not None and getattr(syntax, "is_compressed", False):
+    if syntax is not None and syntax.is_transfer_syntax and syntax.is_compressed:
         return (f"its pixels are compressed as {syntax.name}, and the files are damaged or need another "
                 "decoder. "
                 "Decompress them, for example with gdcmconv --raw or dcmdjpeg")

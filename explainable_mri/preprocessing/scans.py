@@ -14,6 +14,7 @@ import re
 import struct
 import tempfile
 import unicodedata
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -656,7 +657,7 @@ def _check_announced(path: Path) -> None:
     try:
         with opened(path, "rb") as file:
             start = file.read(540)
-    except (OSError, EOFError):  # no gzip file, or a damaged one: the reader says it better
+    except (OSError, EOFError, zlib.error):  # no gzip file, or a damaged one: the reader says it better
         return
     for order in "<>":
         if len(start) == 540 and struct.unpack(f"{order}i", start[:4])[0] == 540:
@@ -668,6 +669,8 @@ def _check_announced(path: Path) -> None:
         else:
             continue
         voxels = math.prod(max(1, size) for size in dims[1:1 + min(max(dims[0], 0), 7)])
+        if min(dims[1:4]) < 1:
+            raise VolumeError(f"{path}: its header announces {' × '.join(map(str, dims[1:4]))} voxels. Convert it from DICOM again.")
         if voxels > _LARGEST or not -1 <= offset <= 2**24:
             raise VolumeError(f"{path}: its header announces {voxels / 1e6:.0f} million voxels, "
                               f"{offset:.0f} bytes from its start; a scan of "
