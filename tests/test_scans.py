@@ -109,6 +109,18 @@ def test_people_in_folders_that_are_none_of_theirs_are_not_named_by_guess(tmp_pa
     assert people(tmp_path, pattern="site1/(?P<subject>[^/]+)") == [("X1", "1"), ("X2", "1")]
 
 
+def test_folders_of_several_people_without_numbers_are_not_taken_for_visits(tmp_path):
+    pytest.importorskip("pydicom", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    nobody = {"PatientID": "", "PatientName": ""}
+    for number, visit in ((1, "2019-01-01"), (2, "2020-01-01")):
+        write_dicom(BLOCK.slicer[:3], tmp_path / "A" / f"P{number}", **nobody)
+        write_dicom(BLOCK.slicer[:3], tmp_path / "B" / f"P{number}" / visit, **nobody)
+        write_dicom(BLOCK.slicer[:3], tmp_path / "C" / visit / f"series{number}_of_this", **nobody)
+        put(tmp_path, f"D/nifti/P{number}_v{number}.nii", f"E/v{number}/scan_{number}x.nii")
+    problems = {(scan.subject, scan.problem.partition("(")[0]) for scan in find_scans(tmp_path)}
+    assert problems == {*((name, f"'{name}' may be a participant, or the folder of several ") for name in "ABD"), ("C", ""), ("E", "")}
+
+
 def test_every_file_that_looks_like_a_scan_is_accounted_for(tmp_path):
     pytest.importorskip("pydicom", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
     put(tmp_path, "P01/P01_T1.nii.gz")

@@ -139,7 +139,10 @@ def _identify(
     if short := [part for part in visits if re.fullmatch(_SHORT, part, re.IGNORECASE)]:
         raise PrepareError(f"'{short[0]}' may be a participant or a visit of '{names[first]}'")
     later = [part for part in parts[first + 1:] if re.fullmatch(r"\d{1,4}", part) or (when(part) or "?")[0] == "date"]
-    other = next((name for part, name in zip(parts[first + 1:], names[first + 1:]) if name and part not in later), "")
+    below = [name if part not in later else "" for part, name in zip(parts[first + 1:], names[first + 1:])]
+    end = next((place for place, part in enumerate(parts[first + 1:]) if part in later or _visit_of([part]) and not below[place]),
+               len(below))
+    other = next(filter(None, below[:end]), "")
     return _clean(names[first]), _visit_of(parts) or "_".join(later[:1]), other
 
 # %% ../../nbs/27_scans.ipynb #ed8616a5
@@ -427,7 +430,7 @@ def _dicom_scans(
 ) -> list[Scan]:
     "A scan for each DICOM study, and for each participant whose files look like DICOM and are none."
     folders: dict[tuple[str, str], list[Path]] = {}
-    origins: dict[tuple[str, str], Scan] = {}
+    origins: dict[Any, Scan] = {}
     for path in files:
         below = path.relative_to(root).as_posix()
         if place := {"derivatives", "sourcedata"} & set(path.relative_to(root).parts[:-1]):
@@ -439,6 +442,7 @@ def _dicom_scans(
             key = (scan.name if scan.problem else scan.subject, session)
             folders.setdefault(key, []).append(path)
             origins.setdefault(key, scan)
+            origins[path] = scan
     studies = _find_studies({key: [path for path in paths if path.is_file()] for key, paths in folders.items()})
     scans = list(_study_scans(root, studies, origins))
     for key, paths in folders.items():
@@ -462,7 +466,7 @@ def _note_lost(root: Path, scans: list[Scan], files: list[Path], origin: Scan) -
     return [*scans, replace(origin, files=tuple(lost), problem=origin.problem or words)]
 
 # %% ../../nbs/27_scans.ipynb #72bd3dac
-def _study_scans(root: Path, studies: list, origins: dict[tuple[str, str], Scan]) -> Iterator[Scan]:
+def _study_scans(root: Path, studies: list, origins: dict[Any, Scan]) -> Iterator[Scan]:
     "A scan for each DICOM study."
     people: dict[tuple[str, str], list] = {}
     for (subject, session), found in studies:
@@ -486,7 +490,7 @@ def _study_scans(root: Path, studies: list, origins: dict[tuple[str, str], Scan]
             yield Scan(name if label == "1" and not session else f"{name}_ses-{label}", name, label, "dicom",
                        tuple(sorted({path for series in found for path in series.files})), (*notes, *more, *checked),
                        problem or wrong or (origin.problem if origin else ""), origin.columns if origin else {},
-                       origin.other if origin and not person else "")
+                       "" if person else origins[found[0].files[0]].other)
 
 # %% ../../nbs/27_scans.ipynb #3ffca98b
 def _settle(root: Path, scans: list[Scan]) -> list[Scan]:
