@@ -46,7 +46,7 @@ def test_complete_cohort_is_used_as_it_is(tmp_path, monkeypatch, capfd):
     before = snapshot(tmp_path)
     for name in ("replacing", "write_json", "save_volume", "FileLock"):
         monkeypatch.setattr(phantom, name, lambda *_: pytest.fail("something is written"))
-    monkeypatch.setattr(phantom, "_digest", lambda *_: pytest.fail("a scan is read"))
+    monkeypatch.setattr(phantom, "hash_file", lambda *_: pytest.fail("a scan is read"))
     capfd.readouterr()
     cohort = COHORTS.build("phantom", GRIDS["mni_3mm"], ["CN", "MCI", "AD"], ["age"], folder=tmp_path / "data", scans=3)
     assert len(cohort) == 3 and snapshot(tmp_path) == before

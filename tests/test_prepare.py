@@ -47,7 +47,7 @@ def identify() -> dict[str, object]:
               and tag >> 16 in {0x0008, 0x0010, 0x0018, 0x0020, 0x0032, 0x0038, 0x0040, 0x4008}}
     step = pydicom.Dataset()
     step.RequestedProcedureDescription, step.ScheduledProcedureStepID = MARK, MARK
-    return {**marked, **PERSON, "PatientName": f"{MARK}^Augusta", "PatientID": MARK, "Manufacturer": "SIMULATED",
+    return {**marked, **PERSON, "PatientName": f"{MARK}^Augusta", "PatientID": MARK, "Manufacturer": "SIMULATED", "ContrastBolusAgent": "none",
             "SequenceName": "tfl3d", "RequestAttributesSequence": [step]}
 
 
@@ -143,10 +143,13 @@ def test_failed_scan_is_reported_and_pages_are_self_contained(study):
     out = study[1]
     failed = pd.read_csv(out / "failed.tsv", sep="\t")
     assert failed["scan"].tolist() == ["broken"] and "not a readable NIfTI" in failed["error"][0]
+    listed = pd.read_csv(out / "scans.tsv", sep="\t")
+    assert listed["subject"].tolist() == ["bare", "broken", "turned", "zipped"]
     result = study[3]
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "1 of 4 scans failed.\n  broken: The file is not a readable NIfTI" in result.stderr
+    assert f"1 of 4 scans failed.\n  broken: {study[0] / 'broken.nii.gz'}: not a readable NIfTI" in result.stderr
     assert str(out / "failed.tsv") in result.stderr and "run the same command again" in result.stderr
+    assert result.stdout.startswith("4 scans of 4 participants; 0 files left out.")
     assert f"Prepared: {out / 'participants.tsv'}" in result.stdout and "4/4" in result.stderr
     page = (out / "zipped" / "quality.html").read_text()
     assert "data:image/png;base64" in page and "t2_flair" not in page and "named t2, flair" in page
@@ -200,7 +203,10 @@ def test_what_was_filled_in_stays(study, tmp_path):
     with pytest.raises(PrepareError, match=r"other settings \(grid mni_3mm instead of cat12_1.5mm; smooth None instead of 8"):
         prepare(source, out, recipe=Recipe(smooth=8.0))
     table.to_csv(out / "participants.tsv", index=False)  # commas, as a spreadsheet may save it
-    with pytest.raises(PrepareError, match="tab-separated"):
+    prepare(source, out, grid=GRID.name)
+    assert pd.read_csv(out / "participants.tsv", sep="\t").set_index("subject").loc["bare", "mmse"] == 29
+    table.drop(columns="path").to_csv(out / "participants.tsv", sep="\t", index=False)
+    with pytest.raises(PrepareError, match="expected a table with a column 'path'"):
         prepare(source, out, grid=GRID.name)
 
 
@@ -263,6 +269,28 @@ def test_killed_run_leaves_no_process_and_no_files(study, tmp_path):
     wait_for(lambda: not child.exists() or (child / "stat").read_text().rpartition(")")[2].split()[0] == "Z")
     assert not [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()]
     assert not [path for path in tmp_path.joinpath("out").rglob("*") if ".partial" in str(path)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in Linux's /proc")
+def test_command_that_is_told_to_end_ends_at_once_with_its_processes(tmp_path):
+    pytest.importorskip("ants", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    (tmp_path / "study").mkdir()
+    nib.save(simulate_raw_scan(seed=3).image, tmp_path / "study" / "P01.nii.gz")
+    command = [sys.executable, "-c", "from explainable_mri.cli import main; main()", "prepare", tmp_path / "study", tmp_path / "out"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([*map(str, command), "--grid", "cat12_1.5mm"], env=environment, stderr=subprocess.PIPE, text=True) as parent:
+        children = Path(f"/proc/{parent.pid}/task")
+        end = time.monotonic() + 100
+        while not (found := [each for path in children.glob("*/children") for each in path.read_text().split()
+                             if "_run_job" in Path("/proc", each, "cmdline").read_text()]):
+            assert time.monotonic() < end and parent.poll() is None
+            time.sleep(0.1)
+        begin = time.monotonic()
+        parent.send_signal(signal.SIGTERM)
+        said = parent.communicate(timeout=60)[1]
+    assert parent.returncode == 143 and "Stopped by SIGTERM. Continue with the same command." in said
+    assert time.monotonic() - begin < 30 and not Path("/proc", found[0]).exists()
+    assert not list((tmp_path / "out").rglob(".partial-*"))
 
 
 def test_crash_is_reported(study, monkeypatch, tmp_path):
@@ -487,10 +515,11 @@ def test_people_are_told_apart(tmp_path):
         (tmp_path / f"Größe {number}").mkdir()
         nib.save(slab, tmp_path / f"Größe {number}" / "t1.nii.gz")
         (tmp_path / f"Größe {number}" / "._t1.nii.gz").write_bytes(b"a resource fork of macOS")
-    assert [(scan.name, scan.subject) for scan in find_scans(tmp_path)] == [
-        *[(f"DICOM_PA{number}", f"DICOM_PA{number}") for number in (1, 2)],
-        *[(f"Größe_{number}_t1", f"Größe_{number}") for number in (1, 2)],
+    scans = find_scans(tmp_path)
+    assert [(scan.name, scan.subject) for scan in scans] == [
+        *[(name, name) for number in (1, 2) for name in [f"Größe_{number}"]], *[(f"PA{number}", f"PA{number}") for number in (1, 2)],
         *[(f"flat-{number}", f"flat-{number}") for number in (1, 2)]]
+    assert not any(scan.problem for scan in scans) and "the number may change" in scans[-1].notes[0]
     write_dicom(slab, tmp_path / "Lovelace" / "t1", **PERSON)
     with pytest.raises(PrepareError, match="'Lovelace' is named after the patient"):
         find_scans(tmp_path)
@@ -515,8 +544,7 @@ def test_same_numbers_do_not_make_one_person(tmp_path):
     assert [(scan.name, len(scan.files)) for scan in find_scans(exam)] == [("P01", 50)]
     for number in (1, 2):
         write_dicom(BLOCK, tmp_path / "flat", PatientID="7", PatientSex="FM"[number - 1], SeriesNumber=number)
-    with pytest.raises(PrepareError, match="'flat' bear one patient number, but differ in the sex of the person"):
-        find_scans(tmp_path)
+    assert any("'flat' bear one patient number, but differ in the sex of the person" in scan.problem for scan in find_scans(tmp_path))
 
 
 def test_copies_and_warnings_are_flagged(study, tmp_path):
@@ -582,7 +610,7 @@ def test_unexpected_error_quotes_no_header(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "read_scan", quote)
     monkeypatch.setattr(module.threading.Thread, "start", lambda _: None)
     job = tmp_path / "job.json"
-    scan = {"name": "a", "subject": "a", "session": "1", "kind": "dicom", "files": [], "notes": []}
+    scan = {"name": "a", "subject": "a", "session": "1", "kind": "dicom", "files": [], "notes": [], "problem": "", "columns": {}, "other": ""}
     job.write_text(json.dumps({"scan": scan, "folder": str(tmp_path), "grid": GRID.name, "recipe": {},
                                "failure": str(tmp_path / "failure.json")}))
     module._run_job(job)

@@ -250,3 +250,11 @@ def test_packed_text_is_no_table(tmp_path):
     with pytest.raises(TableError, match="A table ends in"):
         read_table(tmp_path / "t.csv.gz")
     assert understand(pd.DataFrame({"a": [None, None]}), ["a"])[1] == []
+
+
+def test_column_of_many_words_is_asked_about(tmp_path):
+    "Failed before: one dummy column a value, as for '70 years' or '1.410,5'."
+    path = study(tmp_path, education=[f"{years} years" for years in range(8, 20)])
+    with pytest.raises(CohortError, match="education has 12 different words in 12 rows, such as 8 years"):
+        read_cohort(path, GRID, covariates=["education"])
+    assert read_cohort(path, GRID, covariates=["education"], types=ColumnTypes({"education": "word"})).table.education[0] == "8 years"

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torchio as tio
 
-from explainable_mri.data.cache import load_volumes
+from explainable_mri.data.cache import load_volumes, residual_maps
+from explainable_mri.data.residuals import ResidualModel
 from explainable_mri.data.volumes import (
     GRIDS, Grid, Volume, VolumeError, check_volume, find_grid, get_grid, load_map, load_volume, save_volume)
 
@@ -216,3 +217,25 @@ def test_note_on_a_background_of_nan_is_logged_while_a_cohort_is_read(volume, tm
         nib.save(nib.Nifti1Image(values, GRID.affine), tmp_path / f"{name}.nii")
     load_volumes(pd.DataFrame({"path": [str(tmp_path / f"{name}.nii") for name in "ab"]}), GRID)
     assert "are read as 0. So it is with 1 other scans" in caplog.text
+
+
+def test_header_extension_without_end_is_not_read(path, tmp_path):
+    "Failed before: gigabytes were unpacked before the header had been looked at."
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[348:360] = b"\1\0\0\0" + (2**31 - 16).to_bytes(4, "little") + b"\0\0\0\0"
+    (tmp_path / "extension.nii.gz").write_bytes(gzip.compress(bytes(content) + bytes(100_000_000), 1))
+    with pytest.raises(VolumeError, match="header extension of 2147483632 bytes"):
+        check_volume(tmp_path / "extension.nii.gz", GRID)
+
+
+def test_scans_unlike_those_that_the_model_knows_are_named(tmp_path, caplog):
+    "Failed before: a residual map like any other, and a prediction of 1.0."
+    rng, table = np.random.default_rng(0), pd.DataFrame({"path": [f"{number}.nii" for number in range(8)], "age": range(60, 68)})
+    maps = rng.random((8, 5, 6, 7), np.float32)
+    model = ResidualModel(["age"]).fit(maps, table)
+    residual_maps(maps.copy(), table, GRID, model)
+    assert not caplog.text
+    maps[3] *= 255
+    maps[5] *= 1e38
+    residual_maps(maps, table, GRID, model)
+    assert "3.nii: Its mean is" in caplog.text and "So it is with 1 other scans" in caplog.text

@@ -21,12 +21,12 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from ..config import CacheConfig
-from .residuals import ResidualModel
+from .residuals import ResidualModel, check_sizes
 from .streams import map_ahead, write_maps
 from .volumes import Grid, Volume, VolumeError, load_volume
 from ..environment import progress_bar
 from ..errors import ExplainableMRIError
-from ..files import read_json, write_json
+from ..files import hash_file, read_json, write_json
 
 # %% ../../nbs/22_cache.ipynb #75a7ceec
 def _read(paths: Iterable[str], count: int, grid: Grid, threads: int) -> Iterator[np.ndarray]:
@@ -83,7 +83,7 @@ def _describe(table: pd.DataFrame, grid: Grid, dtype: str, residuals: ResidualMo
         taken_out = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes()
                                             for part in parts)).hexdigest()
     box = [list(part.indices(size)) for part, size in zip(grid.field_of_view, grid.shape)]
-    return {"format": 1, "dtype": dtype, "shape": [len(table), *grid.cropped_shape], "residuals": taken_out,
+    return {"format": 2, "dtype": dtype, "shape": [len(table), *grid.cropped_shape], "residuals": taken_out,
             "grid": {"shape": list(grid.shape), "affine": grid.affine.tolist(), "field_of_view": box},
             "scans": [[os.path.abspath(path), _stamp(path)] for path in table["path"]]}
 
@@ -108,7 +108,7 @@ def _open_entry(path: Path, about: dict) -> np.memmap:
     try:
         stored, maps = read_json(path / "about.json"), np.load(path / "maps.npy", mmap_mode="r",
                                                                allow_pickle=False)
-    except (FileNotFoundError, EOFError, ValueError) as error:
+    except Exception as error:  # NumPy's reader of headers raises errors of many kinds
         raise _Damaged(str(error)) from None
     if stored != about:
         raise _Damaged("about.json was changed")
@@ -117,7 +117,19 @@ def _open_entry(path: Path, about: dict) -> np.memmap:
                        f"{about['dtype']}")
     if (size := (path / "maps.npy").stat().st_size) != maps.offset + maps.nbytes:
         raise _Damaged(f"maps.npy has {size} bytes, not {maps.offset + maps.nbytes}")
+    if not _is_sealed(path):
+        raise _Damaged("maps.npy was changed")
     return maps
+
+
+def _is_sealed(path: Path) -> bool:
+    "Whether the maps are what was written, by their time or else by their hash."
+    maps = path / "maps.npy"
+    try:
+        stored = read_json(path / "seal.json")
+        return stored["time"] == maps.stat().st_mtime_ns or stored["sha256"] == hash_file(maps)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _write_entry(path: Path, maps: Iterable[np.ndarray], about: dict) -> None:
@@ -193,6 +205,8 @@ def _build(path: Path, about: dict, prepare: Callable[[], Iterable[np.ndarray]])
     partial.mkdir()
     try:
         _write_entry(partial / "maps.npy", prepare(), about)
+        maps = partial / "maps.npy"
+        write_json({"time": maps.stat().st_mtime_ns, "sha256": hash_file(maps)}, partial / "seal.json")
         write_json(about, partial / "about.json")
         os.rename(partial, path)
     except OSError as error:
@@ -307,6 +321,17 @@ def _require_memory(shape: tuple[int, ...]) -> None:
                          "of memory. Set cache.folder, for instance cache.folder=data/cache, to keep them "
                          "on disk.")
 
+# %% ../../nbs/22_cache.ipynb #90a5b7a2
+def _watched(volumes: np.ndarray, table: pd.DataFrame, residuals: ResidualModel) -> Iterator[np.ndarray]:
+    "Pass maps on; in the end, say of those that are unlike all that the model was fitted on."
+    doubtful = []
+    for path, volume in zip(table["path"], volumes):
+        doubtful += [f"{path}: {words}" for words in check_sizes(residuals, [volume]) if words]
+        yield volume
+    if doubtful:
+        more = f" So it is with {len(doubtful) - 1} other scans." if len(doubtful) > 1 else ""
+        _log.warning("%s", doubtful[0] + more)
+
 # %% ../../nbs/22_cache.ipynb #2746fa08
 def residual_maps(
     volumes: np.ndarray,  # maps from `load_volumes` (scans, x, y, z); overwritten where they are in memory
@@ -322,10 +347,11 @@ def residual_maps(
         raise ValueError(f"The table has {len(table)} rows, but there are {len(volumes)} maps.")
     if cache.folder is not None:
         about = _describe(table, grid, cache.dtype, residuals)
-        return _entry(cache, about, lambda: residuals.stream(volumes, table))
+        return _entry(cache, about, lambda: residuals.stream(_watched(volumes, table, residuals), table))
+    watched = _watched(volumes, table, residuals)
     if cache.dtype == "float32":
-        return residuals.transform(volumes, table, out=volumes if volumes.flags.writeable else None)
+        return residuals.transform(watched, table, out=volumes if volumes.flags.writeable else None)
     out = np.empty(volumes.shape, cache.dtype)
-    for row, values in enumerate(residuals.stream(volumes, table)):
+    for row, values in enumerate(residuals.stream(watched, table)):
         out[row] = _converted(values, cache.dtype)
     return out

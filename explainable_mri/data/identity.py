@@ -23,8 +23,10 @@ def identity_key(
     value: Any,  # a subject, or a visit: text or number
 ) -> str:        # what all its spellings have in common
     "The key that decides who is who: names with the same key are one person, or one visit."
-    text = re.sub(r"^(sub|ses)-", "", _spelling(value))
-    return re.sub(r"(?<!\d)0+(?=\d)", "", plain_number(text)).casefold()
+    text = plain_number(re.sub(r"^(sub|ses)-", "", _spelling(value)))
+    parts = re.sub(r"[\W_]+", "-", text) if re.search(r"[^\W\d_]", text) else text
+    plain = re.sub(r"(?<!\d)-|-(?!\d)", "", parts)  # what stands between digits keeps them apart
+    return re.sub(r"(?<!\d)0+(?=\d)", "", plain).casefold()
 
 
 def _spelling(value: Any) -> str:

@@ -323,6 +323,12 @@ def understand(
         kind = "number" if name in numbers else types.types.get(name)
         given, values = table[name].notna(), to_numbers(table[name], types.decimal)
         count = (values.notna() & given).sum()
+        words = table[name].dropna().nunique()
+        if kind is None and not count and words >= 8 and words > given.sum() / 2:
+            problems.append((table.index[given][0], f"{name} has {words} different words in {given.sum()} rows, such as "
+                             f"{_examples(table[name])}. If they are numbers, write plain ones or say decimal: ','; if they are "
+                             f"words, say so, types: {{{name}: word}}"))
+            continue
         if kind == "word" or kind is None and not count:
             taken.append(f"{name} as words ({_examples(table[name])})")
             continue
@@ -341,7 +347,8 @@ def understand(
                          for row in table.index[values.isin(codes)]]
         if table[name].astype(str).str.contains(",")[given & values.notna()].any():
             notes.append(f"{name} is written with decimal commas, such as {_examples(table[name], 1)}.")
-        bad = given & values.isna()
+        bad, exact = given & values.isna(), pd.to_numeric(table[name], errors="coerce")
+        values = exact if exact.notna().equals(values.notna()) else values  # whole numbers stay whole
         if name not in numbers:
             problems += [(row, f"{name} is '{table.at[row, name]}', which is not a number")
                          for row in table.index[bad]]

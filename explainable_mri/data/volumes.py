@@ -39,8 +39,8 @@ def _check_header(image: SpatialImage, name: str) -> None:
         raise VolumeError(f"{name}: expected a number in each voxel, found {kind}, as in coloured or "
                           "complex images. "
                           "Save one channel of it as a file of its own.")
-    if image.affine is None or not np.isfinite(image.affine).all() or abs(
-            np.linalg.det(image.affine[:3, :3])) < 1e-9:
+    if image.affine is None or not np.isfinite(image.affine).all() or np.isnan(
+            nib.io_orientation(image.affine)).any():
         raise VolumeError(f"{name}: the affine in the header (sform or qform) is no position in space. "
                           "Convert the file from its "
                           f"source again.\n{_rows(image.affine)}")
@@ -50,17 +50,20 @@ def _check_header(image: SpatialImage, name: str) -> None:
 
 def _check_forms(image: nib.Nifti1Pair, name: str) -> None:
     "Raise `VolumeError` where a NIfTI header does not say how the image lies, or says two things."
-    forms = {form: affine for form, (affine, code) in {"sform": image.get_sform(coded=True),
-                                                       "qform": image.get_qform(coded=True)}.items() if code}
-    if not forms:
+    try:
+        forms = {"sform": image.get_sform(coded=True), "qform": image.get_qform(coded=True)}
+        axes = {form: "".join(nib.aff2axcodes(affine)) for form, (affine, code) in forms.items() if code}
+    except (ValueError, TypeError, np.linalg.LinAlgError):
+        raise VolumeError(f"{name}: the sform or the qform in the header is no position in space. Convert "
+                          "the file from its source again.") from None
+    if not axes:
         raise VolumeError(f"{name}: the header does not say how the image lies in space (sform and qform "
-                          "have code 0), so left "
-                          "and right cannot be told apart. Convert the file from its source again.")
-    axes = {form: "".join(nib.aff2axcodes(affine)) for form, affine in forms.items()}
+                          "have code 0), so left and right cannot be told apart. Convert the file from its "
+                          "source again.")
     if len(set(axes.values())) > 1:
         raise VolumeError(f"{name}: the header contradicts itself: the axes are {axes['sform']} by its "
-                          f"sform and {axes['qform']} "
-                          "by its qform. Find out which is right, and correct the other.")
+                          f"sform and {axes['qform']} by its qform. Find out which is right, and correct "
+                          "the other.")
 
 
 def _rows(affine: np.ndarray) -> str:
@@ -80,10 +83,12 @@ def _geometry(image: SpatialImage) -> tuple[tuple[int, ...], np.ndarray]:
 
 def _open(path: Path) -> SpatialImage:
     "Open the header of a NIfTI or MGH file and check it."
-    if not path.is_file():
-        raise VolumeError(f"{path}: {'this is not a file' if path.exists() else 'there is no such file'}.")
+    _require_file(path)
     try:
+        _check_start(path)
         image = nib.load(path)
+    except VolumeError:
+        raise
     except Exception as error:  # each format of nibabel has errors of its own
         raise VolumeError(
             f"{path}: not a readable NIfTI file ({str(error) or type(error).__name__}).") from None
@@ -97,6 +102,28 @@ def _open(path: Path) -> SpatialImage:
     return image
 
 
+def _require_file(path: Path) -> None:
+    "Raise `VolumeError` unless there is such a file."
+    try:
+        if path.is_file():
+            return
+        words = "this is not a file" if path.exists() else "there is no such file"
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a null
+        words = f"this cannot be the name of a file ({error})"
+    raise VolumeError(f"{str(path)[:300]}: {words}.")
+
+
+def _check_start(path: Path) -> None:
+    "Raise `VolumeError` for a NIfTI file whose header is followed by more than a header has to say."
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        with (igzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+            start = file.read(360)
+        if start[344:347] in (b"n+1", b"ni1") and start[348:349] == b"\1":
+            size = min(int.from_bytes(start[352:356], order) for order in ("little", "big"))
+            if size > 2**26:
+                raise VolumeError(f"{path}: a header extension of {size} bytes is no header's. Convert the file again.")
+
+
 def _announced(image: SpatialImage) -> int:
     "The bytes of a file, unpacked, that its header speaks of."
     return image.dataobj.offset + math.prod(image.dataobj.shape) * image.dataobj.dtype.itemsize
@@ -105,7 +132,7 @@ def _announced(image: SpatialImage) -> int:
 def _room(image: SpatialImage, path: Path) -> int:
     "The most bytes that a file can hold, unpacked."
     return Path(
-        image.file_map["image"].filename).stat().st_size * (1032 if path.name.endswith(_PACKED) else 1)
+        image.file_map["image"].filename).stat().st_size * (1032 if path.name.lower().endswith(_PACKED) else 1)
 
 # %% ../../nbs/10_volumes.ipynb #f476bf2d
 @dataclass(frozen=True)
@@ -345,7 +372,7 @@ def _voxels(image: SpatialImage, path: Path | None) -> np.ndarray:
     proxy = image.dataobj
     if path is None or not nib.is_proxy(proxy):
         return np.asarray(proxy).astype(np.float32, copy=False)
-    if not path.name.endswith(_PACKED):
+    if not path.name.lower().endswith(_PACKED):
         return image.get_fdata(dtype=np.float32, caching="unchanged")
     content = _unpack(Path(image.file_map["image"].filename).read_bytes(), _announced(image))
     values = np.ndarray(proxy.shape, proxy.dtype, content, proxy.offset, order="F")

@@ -37,16 +37,19 @@ class DicomError(ExplainableMRIError, ValueError):
 
 
 _TAGS = ("SeriesInstanceUID", "SOPInstanceUID", "StudyInstanceUID", "StudyDate", "PatientID", "PatientName",
-         "PatientAge", "PatientSex", "PatientBirthDate", "Modality", "ImageType", "MRAcquisitionType", "SeriesDescription",
+         "PatientAge", "PatientSex", "PatientBirthDate", "Modality", "ImageType", "MRAcquisitionType",
+         "SeriesDescription",
          "ProtocolName", "SequenceName", "SeriesNumber", "RepetitionTime", "EchoTime", "InversionTime",
          "MagneticFieldStrength", "ContrastBolusAgent", "Rows", "Columns", "NumberOfFrames", "SliceThickness",
          "InstanceNumber", "ImagePositionPatient", "StudyTime", "SpecificCharacterSet", "ImagesInAcquisition",
          "SOPClassUID", "SharedFunctionalGroupsSequence")
-_IMAGES = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")  # of magnetic resonance
+_IMAGES = ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.4.1",  # classes of magnetic resonance images
+           "1.2.840.10008.5.1.4.1.1.4.4")
 
 
 def _check_inflated(path: Path, most: int = 2**30) -> None:
-    "Raise `DicomError` for a deflated file that unpacks to more than `most` bytes; pydicom would unpack all of it at once."
+    """Raise `DicomError` for a deflated file that unpacks to more than `most` bytes; pydicom would unpack
+    all of it at once."""
     pydicom = optional_import("pydicom", "preprocess")
     with open(path, "rb") as file:
         if file.read(132)[128:] != b"DICM":
@@ -60,11 +63,13 @@ def _check_inflated(path: Path, most: int = 2**30) -> None:
         while not inflate.eof and (packed := inflate.unconsumed_tail or file.read(2**16)):
             size += len(inflate.decompress(packed, 2**20))
             if size > most:
-                raise DicomError(f"{path.name}: unpacks to more than {most / 1e9:.1f} GB, which no slice needs.")
+                raise DicomError(f"{path.name}: unpacks to more than {most / 1e9:.1f} GB, which no slice "
+                                 "needs.")
 
 
 def _read_header(path: Path) -> Any:
-    "The attributes listed in `_TAGS` of a DICOM image; None for any other file, and for one that cannot be read."
+    """The attributes listed in `_TAGS` of a DICOM image; None for any other file, and for one that cannot
+    be read."""
     pydicom = optional_import("pydicom", "preprocess")
     try:
         with open(path, "rb") as file:
@@ -149,7 +154,8 @@ _NO_NAMES = {"anonymous", "anonymized", "anonymised", "anon", "deidentified", "r
 
 
 def _known(text: str) -> str:
-    "An identifier as words in order, so that its spelling does not matter; empty for what anonymizers put there."
+    """An identifier as words in order, so that its spelling does not matter; empty for what anonymizers
+    put there."""
     words = sorted(set(re.findall(r"[^\W_]+", unicodedata.normalize("NFC", text))) - _NO_NAMES)
     return "" if set("".join(words)) <= {"0"} else " ".join(words)
 
@@ -168,9 +174,13 @@ def _hash_person(header) -> dict[str, str]:
     return {detail: value and _hash(value) for detail, value in known.items()}
 
 # %% ../../nbs/26_dicom.ipynb #cdab1c7d
-_AGENT = re.compile(r"(?<![a-z0-9])(?:t1w?)?(?:gd|gad|gado[a-z]*|dotarem|magnevist|multihance|omniscan|prohance|clariscan|elucirem|km|"
-                    r"kontrast[a-z]*|contrast[a-z]*|ce|post[a-z]*)(?![a-z0-9])|\+ ?c(?![a-z0-9])|(?<![a-z0-9])c\+|t1w?c(?![a-z0-9])")
-_WITHOUT = re.compile(r"(?:^|[^a-z0-9])(?:pre|ohne|without|w o|wo|non?|vor|before|sans|sin|senza|kein|nativ[a-z]*)[a-z]*(?: (?:iv|i v|any))?[ -]*$")
+_AGENT = re.compile(
+    r"(?<![a-z0-9])(?:t1w?)?(?:gd|gad|gado[a-z]*|dotarem|magnevist|multihance|omniscan|prohance|clariscan|"
+    r"elucirem|km|kontrast[a-z]*|contrast[a-z]*|ce|post[a-z]*)(?![a-z0-9])|"
+    r"\+ ?c(?![a-z0-9])|(?<![a-z0-9])c\+|t1w?c(?![a-z0-9])")
+_WITHOUT = re.compile(
+    r"(?:^|[^a-z0-9])(?:pre|ohne|without|w o|wo|non?|vor|before|sans|sin|senza|kein|nativ[a-z]*)[a-z]*"
+    r"(?: (?:iv|i v|any))?[ -]*$")
 
 
 def _has_agent(
@@ -187,7 +197,8 @@ def _has_agent(
 _IMAGE_TYPES = ("original", "derived", "primary", "secondary", "mpr", "projection", "phase map")
 _T1_WORDS = ("t1", "mprage", "mp-rage", "mpr", "spgr", "fspgr", "bravo", "tfl", "vibe", "tfe")
 _OTHER_WORDS = ("t2", "flair", "dark-fluid", "pd", "dwi", "dti", "diff", "adc", "bold", "fmri", "swi", "tof", "angio",
-                "mra", "loc", "scout", "survey", "asl", "perf", "fieldmap", "phase", "inv1", "inv2", "t1map", "t1_map",
+                "mra", "loc", "scout", "survey", "asl", "perf", "fieldmap", "phase", "inv1", "inv2", "t1map",
+                "t1_map",
                 "t1_images", "b1map", "b1_map")  # the inversions and the T1 map of MP2RAGE are no T1-weighted images
 
 
@@ -313,11 +324,13 @@ def exclusion_reasons(
     "Say why a series is not a T1-weighted 3D scan."
     reasons = []
     if series.modality != "MR":
-        reasons.append("not magnetic resonance" if series.modality else "its headers lack Modality (0008,0060)")
+        reasons.append("not magnetic resonance" if series.modality else "its headers lack Modality "
+                                                                        "(0008,0060)")
     if series.images < 30:
         reasons.append(f"only {series.images} images")
     elif (series.announced or 0) > series.images and series.announced % series.images:
-        reasons.append(f"{series.announced - series.images} of the {series.announced} images that its header announces "
+        reasons.append(f"{series.announced - series.images} of the {series.announced} images that its "
+                       "header announces "
                        "are missing")
     if series.dimension == "2D" or (not series.dimension and (series.thickness or 9) > 2.5):
         reasons.append("not acquired in 3D")
@@ -332,7 +345,8 @@ def exclusion_reasons(
 
 # %% ../../nbs/26_dicom.ipynb #77a881c9
 def _preference(series: Series) -> dict:
-    "By what a series is preferred to others that are fit too; the lower the better, the first criterion counts most."
+    """By what a series is preferred to others that are fit too; the lower the better, the first criterion
+    counts most."""
     return {"has no contrast agent": series.contrast, "is not derived": "derived" in series.image_type,
             "has more images": -series.images, "came first": series.number}
 
@@ -357,8 +371,10 @@ def choose_series(
                          "own.")
     for first, second in itertools.combinations(series, 2):
         if differing := find_contradictions(first, second):
-            raise DicomError(f"The files bear the number of one study, but differ in the {' and '.join(differing)} "
-                             "of the person. Put the scans of each person into a folder or zip file of their own.")
+            raise DicomError("The files bear the number of one study, but differ in the "
+                             f"{' and '.join(differing)} "
+                             "of the person. Put the scans of each person into a folder or zip file of "
+                             "their own.")
     fit = [each for each in series if not exclusion_reasons(each)]
     best = min(fit, default=None, key=lambda each: tuple(_preference(each).values()))
     lines = []
@@ -389,22 +405,28 @@ def find_warnings(
     return [*(f"slices may be missing: {warning}" for warning in warnings), *agent]
 
 # %% ../../nbs/26_dicom.ipynb #667888e8
-_NEEDED = {"Rows": "(0028,0010)", "Columns": "(0028,0011)", "PixelData": "(7FE0,0010)", "BitsAllocated": "(0028,0100)",
-           "SamplesPerPixel": "(0028,0002)", "PixelRepresentation": "(0028,0103)", "PhotometricInterpretation": "(0028,0004)"}
-_PLACE = {"ImageOrientationPatient": "(0020,0037)", "ImagePositionPatient": "(0020,0032)", "PixelSpacing": "(0028,0030)"}
+_NEEDED = {"Rows": "(0028,0010)", "Columns": "(0028,0011)", "PixelData": "(7FE0,0010)",
+           "BitsAllocated": "(0028,0100)", "SamplesPerPixel": "(0028,0002)",
+           "PixelRepresentation": "(0028,0103)", "PhotometricInterpretation": "(0028,0004)"}
+_PLACE = {"ImageOrientationPatient": "(0020,0037)", "ImagePositionPatient": "(0020,0032)",
+          "PixelSpacing": "(0028,0030)"}
 _LARGEST = 2**28  # voxels; a whole head in voxels of 0.5 mm has half as many
 
 
 def _check_tags(slices: list) -> None:
-    "Raise `DicomError` that names an attribute which is needed and missing, or announces more than a scan of a head has."
+    """Raise `DicomError` that names an attribute which is needed and missing, or announces more than a
+    scan of a head has."""
     for keyword, tag in {**_NEEDED, **_PLACE}.items():
-        lacking = [each for each in slices if each.get(keyword) in (None, "") and (keyword in _NEEDED or not _frames(each))]
+        lacking = [each for each in slices
+                   if each.get(keyword) in (None, "") and (keyword in _NEEDED or not _frames(each))]
         if lacking:
-            raise DicomError(f"{len(lacking)} of its {len(slices)} files lack {keyword} {tag}, without which an image cannot be "
+            raise DicomError(f"{len(lacking)} of its {len(slices)} files lack {keyword} {tag}, without "
+                             "which an image cannot be "
                              "read. Export them again with all attributes")
     voxels = sum(int(each.Rows) * int(each.Columns) * int(each.get("NumberOfFrames") or 1) for each in slices)
     if voxels > _LARGEST:
-        raise DicomError(f"its headers announce {voxels / 1e6:.0f} million voxels, more than the {_LARGEST / 1e6:.0f} million allowed")
+        raise DicomError(f"its headers announce {voxels / 1e6:.0f} million voxels, more than the "
+                         f"{_LARGEST / 1e6:.0f} million allowed")
 
 
 def _check_slices(slices: list) -> None:
@@ -437,7 +459,8 @@ def _find_places(slices: list) -> list[float]:
 
 
 def _number_slices(slices: list) -> None:
-    "Number slices by their place: dicom2nifti goes by the number, and some exports leave it out or shuffle it."
+    """Number slices by their place: dicom2nifti goes by the number, and some exports leave it out or
+    shuffle it."""
     if _frames(slices[0]):
         for file in slices:
             _order_frames(file)
@@ -456,7 +479,8 @@ def _order_frames(file: Any) -> None:
             raise DicomError(f"frames of it lack {keyword} {tag}. Export them again with all attributes")
     order = np.argsort(_find_places(frames)).tolist()
     if (count := len(set(_find_places(frames)))) < len(frames):
-        raise DicomError(f"its {len(frames)} frames lie at {count} places, so that it holds several volumes; expected one")
+        raise DicomError(f"its {len(frames)} frames lie at {count} places, so that it holds several "
+                         "volumes; expected one")
     pixels, own = file.pixel_array.reshape(-1, file.Rows, file.Columns), list(file.PerFrameFunctionalGroupsSequence)
     file.PerFrameFunctionalGroupsSequence = [own[index] for index in order]
     file.set_pixel_data(pixels[order], file.PhotometricInterpretation, file.BitsStored)
@@ -471,7 +495,8 @@ def _check_places(
     affine: np.ndarray,  # its affine, in RAS
 ) -> None:
     "Raise `DicomError` unless every pixel of every slice lies in the volume where the slice's header says."
-    inverse, flip, seen = np.linalg.inv(affine), np.array([-1, -1, 1]), set()  # DICOM's x runs to the left, its y to the back
+    flip = np.array([-1, -1, 1])  # DICOM's x runs to the left, its y to the back
+    inverse, seen = np.linalg.inv(affine), set()
     for file in slices:
         planes, places = file.pixel_array.reshape(-1, file.Rows, file.Columns), _frames(file) or [file]
         for plane, place in zip(planes, places, strict=True):
@@ -479,15 +504,18 @@ def _check_places(
             steps = inverse[:3, :3] @ (flip * axes[::-1] * np.reshape(place.PixelSpacing, (2, 1)).astype(float)).T
             corner = nib.affines.apply_affine(inverse, flip * np.array(place.ImagePositionPatient, float))
             corners = corner + np.array([[0, 0], [0, 1], [1, 0], [1, 1]]) * (np.array(plane.shape) - 1) @ steps.T
-            index = np.rint(corner).astype(int) + np.einsum("ak,krc->rca", np.rint(steps).astype(int), np.indices(plane.shape))
+            moves = np.einsum("ak,krc->rca", np.rint(steps).astype(int), np.indices(plane.shape))
+            index = np.rint(corner).astype(int) + moves
             inside = (np.rint(corners) >= 0).all() and (np.rint(corners) < voxels.shape).all()
             exact = np.abs(corners - np.rint(corners)).max() < 0.1
             if not inside or not exact or not _are_alike(plane, voxels[tuple(np.moveaxis(index, -1, 0))]):
-                raise DicomError("after conversion its voxels do not lie where its headers say. Convert it with another tool, such "
+                raise DicomError("after conversion its voxels do not lie where its headers say. Convert it "
+                                 "with another tool, such "
                                  "as dcm2niix, look at the sides, and prepare the NIfTI file")
             seen.add(tuple(np.rint(corner)))
     if len(seen) * plane.size != voxels.size:
-        raise DicomError(f"its slices lie at {len(seen)} places, but a volume of {voxels.shape} voxels was made of them")
+        raise DicomError(f"its slices lie at {len(seen)} places, but a volume of {voxels.shape} voxels was "
+                         "made of them")
 
 
 def _are_alike(plane: np.ndarray, other: np.ndarray) -> bool:
@@ -499,25 +527,29 @@ def _are_alike(plane: np.ndarray, other: np.ndarray) -> bool:
 
 # %% ../../nbs/26_dicom.ipynb #b0da5da5
 def _why(error: Exception, slices: list) -> str:
-    "What went wrong in a conversion; the libraries' own messages may quote a header, so only their codes are repeated."
+    """What went wrong in a conversion; the libraries' own messages may quote a header, so only their
+    codes are repeated."""
     if isinstance(error, DicomError):
         return str(error)
     code = str(error) if re.fullmatch(r"[A-Z_/]+", str(error)) else ""
     if code in ("SLICE_INCREMENT_INCONSISTENT", "MISSING_DICOM_FILES"):
         return f"slices are missing or unevenly spaced ({code}). Check that all files were copied"
     syntax = slices[0].file_meta.get("TransferSyntaxUID") if slices else None
-    if syntax is not None and getattr(syntax, "is_compressed", False):
-        return (f"its pixels are compressed as {syntax.name}, and the files are damaged or need another decoder. "
+    if syntax is not None and syntax.is_transfer_syntax and syntax.is_compressed:
+        return (f"its pixels are compressed as {syntax.name}, and the files are damaged or need another "
+                "decoder. "
                 "Decompress them, for example with gdcmconv --raw or dcmdjpeg")
     kind = f"{type(error).__name__} {code}".strip()
-    return (f"its files are damaged or of an unknown kind ({kind}). Copy them again, or convert them with another tool, "
+    return (f"its files are damaged or of an unknown kind ({kind}). Copy them again, or convert them with "
+            "another tool, "
             "such as dcm2niix, and prepare the NIfTI file")
 
 # %% ../../nbs/26_dicom.ipynb #223214fe
 def convert_series(
     series: Series,       # the series to convert
 ) -> nib.Nifti1Image:     # 3D image, axes in RAS+, nothing in its header but the geometry
-    "Turn a DICOM series into an image; raises `DicomError` where slices are missing, damaged or would get out of place."
+    """Turn a DICOM series into an image; raises `DicomError` where slices are missing, damaged or would
+    get out of place."""
     pydicom, convert = (optional_import(name, "preprocess") for name in ("pydicom", "dicom2nifti.convert_dicom"))
     logging.getLogger("dicom2nifti").setLevel(logging.CRITICAL)  # it logs what it also raises
     slices: list = []
@@ -542,17 +574,22 @@ def convert_series(
 
 # %% ../../nbs/26_dicom.ipynb #1a38b2a3
 def _check_names(archive: Path, names: list[str]) -> None:
-    "Raise `DicomError` for the first member of an archive whose name leads out of the folder that it is unpacked to."
+    """Raise `DicomError` for the first member of an archive whose name leads out of the folder that it is
+    unpacked to."""
     for number, name in enumerate(names, start=1):
         parts = re.split(r"[/\\]", name)
         if ".." in parts or parts[0] == "" or re.match("[A-Za-z]:", name):
             shape = "/".join(part if part in ("", "..") else "…" for part in parts)
-            raise DicomError(f"{archive.name}: member {number} of {len(names)} has a name of the kind '{shape}', which leads out of "
-                             "the folder that the archive is unpacked to. Find out who made it; if you trust it, unpack it into an "
+            raise DicomError(f"{archive.name}: member {number} of {len(names)} has a name of the kind "
+                             f"'{shape}', which leads out of "
+                             "the folder that the archive is unpacked to. Find out who made it; if you "
+                             "trust it, unpack it into an "
                              "empty folder yourself, and prepare that folder.")
 
 
-def _check_sizes(archive: Path, folder: str | os.PathLike, members: list[zipfile.ZipInfo], limit: int, most: int) -> None:
+def _check_sizes(
+    archive: Path, folder: str | os.PathLike, members: list[zipfile.ZipInfo], limit: int, most: int,
+) -> None:
     "Raise `DicomError` for an archive that holds too much, or other archives."
     if any(each.filename.lower().endswith(".zip") for each in members):
         raise DicomError(f"{archive.name}: holds other zip files. Unpack it, and prepare those.")
@@ -563,7 +600,8 @@ def _check_sizes(archive: Path, folder: str | os.PathLike, members: list[zipfile
         raise DicomError(f"{archive.name}: unpacks to {size / 1e9:.1f} GB, more than the "
                          f"{limit / 1e9:.1f} GB allowed. Put each study into a zip file of its own.")
     if size > (free := shutil.disk_usage(folder).free):
-        raise DicomError(f"{archive.name}: unpacks to {size / 1e9:.1f} GB, but there are only {free / 1e9:.1f} GB left on the "
+        raise DicomError(f"{archive.name}: unpacks to {size / 1e9:.1f} GB, but there are only "
+                         f"{free / 1e9:.1f} GB left on the "
                          f"disk of {folder}. Make room there.")
 
 # %% ../../nbs/26_dicom.ipynb #af5bb51a
@@ -573,7 +611,8 @@ def unpack(
     limit: int = 8 * 10**9,         # most bytes to unpack
     most: int = 50_000,             # most files to unpack
 ) -> list[Path]:                    # the files, numbered in the order of the archive
-    "Unpack a zip file under names of our own; raises `DicomError` for a damaged, encrypted, oversized or dangerous one."
+    """Unpack a zip file under names of our own; raises `DicomError` for a damaged, encrypted, oversized
+    or dangerous one."""
     archive, files = Path(archive), []
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -585,8 +624,9 @@ def unpack(
             stems: dict[str, int] = {}
             for member in members:
                 ending = re.search(r"\.(nii|nii\.gz|img|hdr|img\.gz|hdr\.gz|mgz|mgh)$", member.filename.lower())
-                stem = member.filename[:-len(ending[0])] + "." if ending else member.filename  # a pair of files keeps one number
-                number = stems.setdefault(stem if ending and ending[1][:3] in ("img", "hdr") else member.filename, len(stems))
+                pair = ending and ending[1][:3] in ("img", "hdr")  # a pair of files keeps one number
+                stem = member.filename[:-len(ending[0])] + "." if pair else member.filename
+                number = stems.setdefault(stem, len(stems))
                 path = Path(folder, f"{number:06}{ending[0] if ending else '.dcm'}")
                 with opened.open(member) as packed, path.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked, 2**20)

@@ -19,7 +19,8 @@ from .scans import PrepareError, Scan
 
 # %% ../../nbs/30_participants.ipynb #7279483b
 def _check_numbers(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    "Turn the columns that a cohort knows as numbers into numbers; raises `TableError` that names each entry that is none."
+    """Turn the columns that a cohort knows as numbers into numbers; raises `TableError` that names each
+    entry that is none."""
     problems = []
     for name in [name for name in LIMITS if name in table]:
         low, high, unit = LIMITS[name]
@@ -28,7 +29,8 @@ def _check_numbers(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         for row in table.index[table[name].notna()]:
             value = values[row]
             if not low <= value <= high or value in codes:
-                problems.append(f"row {row} ({table.at[row, 'subject']}): {name} is '{table.at[row, name]}', expected a number from {low:g} to "
+                problems.append(f"row {row} ({table.at[row, 'subject']}): {name} is "
+                                f"'{table.at[row, name]}', expected a number from {low:g} to "
                                 f"{high:g} {unit}, or n/a where it is not known.")
         table = table.assign(**{name: values})
     if problems:
@@ -45,7 +47,8 @@ def read_participants(
         return None
     table = read_table(path).rename(columns={"participant_id": "subject", "session_id": "session"})
     if "subject" not in table:
-        raise TableError(str(path), [f"There is no column 'participant_id'. There are: {', '.join(table.columns)}."])
+        raise TableError(str(path), ["There is no column 'participant_id'. There are: "
+                                     f"{', '.join(table.columns)}."])
     measured = [name for name in MEASURES if name in table and name != "tiv"]  # they are measured here
     return _check_numbers(table.drop(columns=["path", "flags", *measured], errors="ignore"), path)
 
@@ -61,7 +64,9 @@ def match_participants(
     found = pd.DataFrame([{"subject": scan.subject, "session": scan.session, **scan.columns} for scan in scans],
                          index=[scan.name for scan in scans])
     known, notes = join_covariates(found, table, str(source / "participants.tsv"), unmatched="drop")
-    notes = [note.replace("files without a row", "scans without a row").replace(" left out (unmatched: drop)", " get their covariates from "
+    notes = [note.replace("files without a row", "scans without a row").replace(" left out (unmatched: "
+                                                                                "drop)", " get their "
+                                                                                         "covariates from "
              "their headers alone") for note in notes]
     return known.drop(columns=["subject", "session"]).reindex(found.index), notes
 
@@ -107,7 +112,8 @@ def read_before(
         return pd.DataFrame({"path": [], "flags": []})
     table = read_table(path).reset_index(drop=True)
     if "path" not in table or table["path"].duplicated().any() or table["path"].isna().any():
-        raise PrepareError(f"{path}: expected a table with a column 'path' without repetitions. Mend it, or move it elsewhere.")
+        raise PrepareError(f"{path}: expected a table with a column 'path' without repetitions. Mend it, "
+                           "or move it elsewhere.")
     return table
 
 

@@ -105,7 +105,8 @@ def _check_extent(image: nib.Nifti1Image) -> None:
     sizes = nib.affines.voxel_sizes(image.affine)
     extent = sizes * image.shape
     if sizes.max() > 5 or extent.min() < 90 or extent.max() > 600:
-        raise PreprocessError(f"Voxels of {_millimetres(sizes)} and a field of view of {_millimetres(extent)} are not "
+        raise PreprocessError(f"Voxels of {_millimetres(sizes)} and a field of view of "
+                              f"{_millimetres(extent)} are not "
                               "those of a 3D scan of a head. Check the units and the affine in the header.")
 
 
@@ -282,7 +283,8 @@ class _Clock:
 
 @contextmanager
 def _temporary_folder() -> Iterator[str]:
-    "A folder for all temporary files of this process, also those that ANTs leaves behind; it vanishes with them."
+    """A folder for all temporary files of this process, also those that ANTs leaves behind; it vanishes
+    with them."""
     before = tempfile.tempdir
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder

@@ -98,18 +98,22 @@ def write_quality_page(
     ax = figure.add_axes((0, 0, 1, 1))
     ax.imshow(imread(folder / "quality.png"))
     ax.axis("off")
-    keys = KeyFigures([("Flags", str(len(flags.split("; "))) if flags else "none", flags or "nothing is conspicuous"),
+    keys = KeyFigures([("Flags", str(len(flags.split("; "))) if flags else "none", flags or "nothing is "
+                                                                                            "conspicuous"),
                        ("Correlation", f"{measures['correlation']:.2f}", "with the template's grey matter"),
                        ("TIV", f"{measures['tiv']:.0f} ml", "brain and the fluid around it"),
                        ("Grey matter", f"{measures['gm_volume']:.0f} ml", "in the scan's own space")])
     numbers = _number_table(measures)
     times = pd.DataFrame({"step": list(record["seconds"]), "seconds": list(record["seconds"].values())})
     write_report(folder / "quality.html", f"Quality of the scan {folder.name}", [
-        Section("Pictures", [Figure(figure, "Head, brain in MNI space, template and grey-matter map in three planes",
+        Section("Pictures", [Figure(figure, "Head, brain in MNI space, template and grey-matter map in "
+                                            "three planes",
                                      "Outlines should follow the edges of brain and tissues.", dpi=100)]),
         Section("Numbers", [
-            Table(numbers, f"Beyond these limits a scan is flagged whatever the others are like. In a research study of {_ENOUGH} scans or "
-                  f"more it is also flagged where a value is further than {_FAR:g} robust standard deviations from the median."),
+            Table(numbers, "Beyond these limits a scan is flagged whatever the others are like. In a "
+                           f"research study of {_ENOUGH} scans or "
+                  f"more it is also flagged where a value is further than {_FAR:g} robust standard "
+                  "deviations from the median."),
             Table(times, "Computing time of each step.", formats={"seconds": "{:.1f}"})]),
         Section("Where it comes from", [Text("\n\n".join(record["series"])), Text(
             f"Source SHA-256 {record['source_sha256']}.\n\nSettings and versions stand in provenance.json.")])],

@@ -63,7 +63,8 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float
 
 
 def _draw_pose(rng: np.random.Generator, voxel_size: float) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
-    "A scanner's box of voxels, its affine, and the matrix that leads from the scanner to the template, in mm."
+    """A scanner's box of voxels, its affine, and the matrix that leads from the scanner to the template,
+    in mm."""
     field_of_view = np.array([200, 240, 230])
     shape = tuple(np.ceil(field_of_view / voxel_size).astype(int).tolist())
     scanner = nib.affines.from_matvec(np.eye(3) * voxel_size, rng.uniform(-20, 20, 3) - field_of_view / 2)
@@ -131,7 +132,8 @@ def _place(affine: np.ndarray, number: int) -> list[float]:
 
 
 def _make_header(affine: np.ndarray, plane: np.ndarray, attributes: dict[str, Any]) -> Any:
-    "A DICOM dataset of one slice of integers, without a place in the series; `affine` is that of the volume in LPS."
+    """A DICOM dataset of one slice of integers, without a place in the series; `affine` is that of the
+    volume in LPS."""
     pydicom = optional_import("pydicom", "preprocess")
     header, size = pydicom.Dataset(), nib.affines.voxel_sizes(affine)
     header.file_meta = pydicom.dataset.FileMetaDataset()

@@ -66,7 +66,8 @@ def _differences(made: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 # %% ../../nbs/31_study.ipynb #c9b3933c
 def _why_again(scan: Scan, folder: Path, settings: dict[str, Any]) -> str | None:
-    "Say why a scan is to be prepared: empty for one that never was; None where its results are complete and up to date."
+    """Say why a scan is to be prepared: empty for one that never was; None where its results are complete
+    and up to date."""
     if not (folder / "provenance.json").is_file():
         return ""
     try:
@@ -91,7 +92,8 @@ def _check_settings(out: Path, scans: Sequence[Scan], settings: dict[str, Any]) 
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if differing := _differences(made, {"grid": settings["grid"], **settings["recipe"]}):
-            raise PrepareError(f"{out} holds maps made with other settings ({'; '.join(differing)}). Choose another "
+            raise PrepareError(f"{out} holds maps made with other settings ({'; '.join(differing)}). "
+                               "Choose another "
                                "folder, or delete this one.")
 
 # %% ../../nbs/31_study.ipynb #9ae8148d
@@ -115,7 +117,8 @@ def prepare_scan(
     record = {
         "subject": scan.subject, "session": scan.session, "kind": scan.kind, "map": name, **_settings(grid, recipe),
         "source_sha256": _hash_files(scan.files), "map_sha256": _hash_files([folder / name]),
-        "series": raw.series, "notes": [*scan.notes, *raw.notes], "covariates": {**raw.covariates, **scan.columns}, "measures": result.measures,
+        "series": raw.series, "notes": [*scan.notes, *raw.notes], "covariates": {**raw.covariates, **scan.columns},
+        "measures": result.measures,
         "started": started.isoformat("T", "seconds"),
         "seconds": {**result.seconds, "total": round(time.perf_counter() - begin, 2)}, "python": sys.version.split()[0]}
     write_json(record, folder / "provenance.json")
@@ -126,7 +129,8 @@ _UNSAID = 74  # exit code of a process that could not even write down its error
 
 
 def _describe(error: Exception, scan: Scan) -> str:
-    "Say what stopped a scan. The text of an unexpected error may quote a DICOM header, so there it is left out."
+    """Say what stopped a scan. The text of an unexpected error may quote a DICOM header, so there it is
+    left out."""
     if isinstance(error, ExplainableMRIError):
         return str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -135,7 +139,8 @@ def _describe(error: Exception, scan: Scan) -> str:
 
 
 def _end_with_parent() -> None:
-    "Wait until the other end of the input is closed, which is when the parent is gone, however it died; then end too."
+    """Wait until the other end of the input is closed, which is when the parent is gone, however it died;
+    then end too."""
     os.read(0, 1)
     shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)  # nobody else would delete the unpacked scan
     os._exit(1)
@@ -158,9 +163,12 @@ def _run_job(path: str) -> None:
             os._exit(_UNSAID)
 
 # %% ../../nbs/31_study.ipynb #2c1d3b3f
+_RUNNING: set[subprocess.Popen] = set()  # to be ended when this process is told to end
+
+
 def _start(scan: Scan, folder: Path, grid: Grid, recipe: Recipe, threads: int) -> str | None:
     "Prepare a scan in a process of its own; returns the error, None where there is none."
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as temporary:  # where the next run finds what a kill leaves
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as temporary:  # removed by the next run
         failure, job = Path(temporary, "failure.json"), Path(temporary, "job.json")
         described = {**asdict(scan), "files": [str(path) for path in scan.files]}
         write_json({"scan": described, "folder": str(folder), "grid": grid.name, "recipe": asdict(recipe),
@@ -173,11 +181,14 @@ def _start(scan: Scan, folder: Path, grid: Grid, recipe: Recipe, threads: int) -
         with subprocess.Popen([sys.executable, "-P", "-c", command, str(job)],  # -P: no module from the current folder
                               env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                               stderr=subprocess.DEVNULL) as process:
+            _RUNNING.add(process)
             code = process.wait()  # with the input open: its end tells the process that this one is gone
+            _RUNNING.discard(process)
         if failure.is_file():
             return read_json(failure)["error"]
         if code == _UNSAID:
-            return f"Nothing can be written into {folder.parent}. Make room on that disk, and see whether you may write there."
+            return (f"Nothing can be written into {folder.parent}. Make room on that disk, and see whether you may "
+                    "write there.")
         if code:
             ended = f"was ended by the signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
             return f"The process {ended}; too little memory is a frequent cause."
@@ -204,7 +215,8 @@ class Prepared:
             lines.append(f"and {more} more")
         which = "All" if len(self.failed) == self.scans else f"{len(self.failed)} of"
         return "\n  ".join([f"{which} {self.scans} scans failed.", *lines]) + (
-            f"\nThe list is in {self.table.with_name('failed.tsv')}. Mend or remove these scans and run the same command "
+            f"\nThe list is in {self.table.with_name('failed.tsv')}. Mend or remove these scans and run "
+            "the same command "
             "again: it keeps what is finished.")
 
 # %% ../../nbs/31_study.ipynb #1802b644
@@ -217,17 +229,18 @@ def _source_of(folder: Path) -> str | None:
 
 
 def _prepare_scans(scans: Sequence[Scan], out: Path, grid: Grid, recipe: Recipe, jobs: int) -> dict[str, str]:
-    "Prepare what is not finished yet, some scans at a time; returns what stopped the scans that failed, by name."
+    """Prepare what is not finished yet, some scans at a time; returns what stopped the scans that failed,
+    by name."""
     failed = {scan.name: scan.problem for scan in scans if scan.problem}
     threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
-    settings = _settings(grid, recipe)
+    settings, stopping = _settings(grid, recipe), threading.Event()
 
     def work(scan: Scan) -> str | None:
         if (reason := _why_again(scan, out / scan.name, settings)) is None:
             return None
         if reason:
             tqdm.write(f"{scan.name} is prepared again: {reason}.")
-        return _start(scan, out / scan.name, grid, recipe, threads)
+        return None if stopping.is_set() else _start(scan, out / scan.name, grid, recipe, threads)
 
     for name, problem in failed.items():
         tqdm.write(f"{name}: {problem}")
@@ -239,26 +252,32 @@ def _prepare_scans(scans: Sequence[Scan], out: Path, grid: Grid, recipe: Recipe,
                     failed[running[done].name] = error
                     tqdm.write(f"{running[done].name}: {error}")
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_RUNNING):
+                process.terminate()
             raise
     return failed
 
 # %% ../../nbs/31_study.ipynb #77af1cdb
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    "Keep other runs out of a folder, and remove what killed ones left; raises `PrepareError` where one is at work there."
+    """Keep other runs out of a folder, and remove what killed ones left; raises `PrepareError` where one
+    is at work there."""
     try:
         with FileLock(out / ".lock", timeout=0):
             for left in [*out.glob(".partial-*"), *out.glob("*/.partial-*")]:
                 shutil.rmtree(left, ignore_errors=True)
             yield
     except Timeout:
-        raise PrepareError(f"{out}: another run is preparing scans into this folder. Wait for its end, or name another.") from None
+        raise PrepareError(f"{out}: another run is preparing scans into this folder. Wait for its end, or "
+                           "name another.") from None
 
 
 def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], sources: dict[str, str | None],
                    known: pd.DataFrame | None, before: pd.DataFrame) -> Prepared:
-    "Write table, quality pages and the list of failures; `sources` are the hashes of the files that stood in the records before."
+    """Write table, quality pages and the list of failures; `sources` are the hashes of the files that
+    stood in the records before."""
     errors = pd.DataFrame(sorted(failed.items()), columns=["scan", "error"])
     with replacing(out / "failed.tsv") as partial:
         errors.to_csv(partial, sep="\t", index=False)
@@ -267,11 +286,14 @@ def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], sou
         raise PrepareError(prepared.describe_failures())
     records = {scan.name: read_json(out / scan.name / "provenance.json") for scan in scans if scan.name not in failed}
     table = make_table(records, known)
-    changed = {f"{name}/{record['map']}" for name, record in records.items() if record["source_sha256"] != sources[name]}
+    changed = {f"{name}/{record['map']}" for name, record in records.items()
+               if record["source_sha256"] != sources[name]}
     for path in sorted(changed & set(before["path"])):
-        tqdm.write(f"{path}: what had been filled into the table is left out, since it may belong to another scan.")
+        tqdm.write(f"{path}: what had been filled into the table is left out, since it may belong to "
+                   "another scan.")
     table = keep_entries(table, before, changed)
-    flagged = dict(zip(before["path"], before["flags"].astype(object).fillna(""), strict=True)) if "flags" in before else {}
+    old_flags = before["flags"].astype(object).fillna("") if "flags" in before else [None] * len(before)
+    flagged = dict(zip(before["path"], old_flags, strict=True))
     for (name, record), path, flags in zip(records.items(), table["path"], table["flags"], strict=True):
         if flagged.get(path) != flags or not (out / name / "quality.html").is_file():
             write_quality_page(out / name, record, flags)
@@ -286,13 +308,14 @@ def prepare(
     grid: str = "cat12_1.5mm",    # name of the grid of the maps
     jobs: int = 1,                # scans prepared at the same time
     recipe: Recipe = Recipe(),    # settings, such as smoothing
-    pattern: str | None = None,   # regular expression for paths below `source`, with named groups, `subject` among them
+    pattern: str | None = None,   # regular expression for paths, with named groups, `subject` among them
 ) -> Prepared:                    # the table, and what failed
     """Prepare raw T1-weighted scans; failed scans do not stop the others, and are tried again next time.
 
-    Before the first scan, the list of scans is written to `out`/scans.tsv, and participants.tsv in `source` is matched with it. What is filled
-    into `out`/participants.tsv, such as groups, stays there. Raises `PrepareError` where nothing can be prepared, where `out` holds maps
-    made with other settings, or where another run is at work there, and `TableError` for a table that cannot be used.
+    Before the first scan, the list of scans is written to `out`/scans.tsv, and participants.tsv in `source` is
+    matched with it. What is filled into `out`/participants.tsv, such as groups, stays there. Raises `PrepareError`
+    where nothing can be prepared, where `out` holds maps made with other settings, or where another run is at work
+    there, and `TableError` for a table that cannot be used.
     """
     _require_parts(jobs)
     source, out, space = Path(source), Path(out), get_grid(grid)
@@ -326,6 +349,7 @@ def _require_parts(jobs: int) -> None:
 
 def _write_list(found: Survey, out: Path) -> None:
     "Write scans.tsv: every scan that was found, and every file that is left out, and why."
-    left = pd.DataFrame([{"kind": "left out", "remarks": f"{path}: {reason}"} for path, reason in found.left_out.items()])
+    left = pd.DataFrame([{"kind": "left out", "remarks": f"{path}: {reason}"}
+                         for path, reason in found.left_out.items()])
     with replacing(out / "scans.tsv") as partial:
         pd.concat([found.table(), left]).to_csv(partial, sep="\t", index=False, na_rep="n/a")
