@@ -24,7 +24,7 @@ from .lrp_layers import Box, Elementwise, LinearLayer, Operation
 from .lrp_rules import RULES, Pass, Rule
 from ..registry import EXPLAINERS
 
-# %% ../../nbs/51_lrp.ipynb #8c3be75d
+# %% ../../nbs/51_lrp.ipynb #25adeb58
 def choose_composite(
     composite: str | Composite | Mapping[str, Any],   # name in COMPOSITES, or one's own
     convention: Convention,                           # whose definition holds
@@ -41,7 +41,7 @@ def choose_composite(
     own = {name: read_rule(rule) for name, rule in layers.items()}
     return replace(composite, layers={**own, **composite.layers})
 
-# %% ../../nbs/51_lrp.ipynb #0d9be809
+# %% ../../nbs/51_lrp.ipynb #ebe0d4d6
 _NEEDS = {"weights": "layers with weights", "scale": "normalisation layers", "one input": "steps with one input",
           "terms": "sums, averages and steps that select values", "factors": "products, one factor of which is a gate"}
 _TERMS = ("addition", "subtraction", "average", "mean of branches", "selection", "reshape", "scaling", "nested model", None)
@@ -66,7 +66,7 @@ def fitting_rules(
     order = ("signal_takes_all", "equal_share", "proportional", "pass", "gradient")
     return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
-# %% ../../nbs/51_lrp.ipynb #f9744e19
+# %% ../../nbs/51_lrp.ipynb #18b0b91c
 def step_rules(
     graph: Graph,           # a network; its steps are changed by the composite's canonizers
     composite: Composite,   # which step gets which rule
@@ -93,7 +93,7 @@ def step_rules(
                                  f"Rules for it are: {', '.join(fitting_rules(step))}.")
     return rules
 
-# %% ../../nbs/51_lrp.ipynb #ed8df973
+# %% ../../nbs/51_lrp.ipynb #f56f5af5
 Saved = list[tuple[fx.Node, Operation, tuple, Rule]]  # for each step its operation, what its rule keeps, and the rule
 
 
@@ -144,7 +144,7 @@ def _operation(graph: Graph, step: Step, values: dict[fx.Node, Any], records: di
     made.known = known
     return made
 
-# %% ../../nbs/51_lrp.ipynb #65115bc7
+# %% ../../nbs/51_lrp.ipynb #0605c968
 def compare_logits(
     ours: torch.Tensor,    # logits by the graph
     logits: torch.Tensor,  # logits of the network
@@ -159,7 +159,17 @@ def compare_logits(
             f"{ours.flatten()[worst].item():.6g}, but the network gives {logits.flatten()[worst].item():.6g}. The network does something "
             "that torch.fx does not see, such as a change in place of a part of a tensor, or its weights have changed.")
 
-# %% ../../nbs/51_lrp.ipynb #ca6bc3ba
+# %% ../../nbs/51_lrp.ipynb #e9628009
+def _prepare(inputs: torch.Tensor) -> torch.Tensor:
+    "Inputs in the order of memory that is fastest; refuses those in half precision."
+    if inputs.dtype not in (torch.float32, torch.float64):
+        raise ExplainerError(f"Relevance cannot be computed in {inputs.dtype}: quotients of small numbers lose their digits in "
+                             "it. Convert the network and the inputs with .float().")
+    if is_large(inputs):
+        keep_freed_memory()
+    return fast_layout(inputs)
+
+
 def backward(
     graph: Graph,                  # a network
     rules: Mapping[fx.Node, Rule],  # the rule of each step
@@ -212,12 +222,7 @@ class LRP(BaseExplainer):
         self.shape = None if example is None else example.shape
 
     def _predict(self, inputs: torch.Tensor) -> tuple[torch.Tensor, Output, Any]:
-        if inputs.dtype not in (torch.float32, torch.float64):
-            raise ExplainerError(f"Relevance cannot be computed in {inputs.dtype}: quotients of small numbers lose their digits in "
-                                 "it. Convert the network and the inputs with .float().")
-        if is_large(inputs):
-            keep_freed_memory()
-        inputs = fast_layout(inputs)
+        inputs = _prepare(inputs)
         if self.graph is None or self.shape not in (None, inputs.shape):
             network_logits(self.network, inputs, self.output)  # what does not fit is the network's to say
             self._trace(inputs)

@@ -119,6 +119,13 @@ class _Tracer(fx.Tracer):
         inside = isinstance(module, sum((_MODULES[kind] for kind in _LINEAR), ())) and not getattr(module, "return_indices", False)
         return not inside and super().is_leaf_module(module, qualified_name)
 
+    def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        try:
+            self.path_of_module(module)
+        except NameError:  # made anew in `forward`
+            return forward(*args, **kwargs)
+        return super().call_module(module, forward, args, kwargs)
+
 # %% ../../nbs/48_lrp_graph.ipynb #de41c7e1
 class _Shaped(fx.Proxy):
     "A stand-in for a tensor that knows its shape."
