@@ -24,7 +24,7 @@ from .lrp_layers import Box, Elementwise, LinearLayer, Operation
 from .lrp_rules import RULES, Pass, Rule
 from ..registry import EXPLAINERS
 
-# %% ../../nbs/51_lrp.ipynb #25adeb58
+# %% ../../nbs/51_lrp.ipynb #f084aa82
 def choose_composite(
     composite: str | Composite | Mapping[str, Any],   # name in COMPOSITES, or one's own
     convention: Convention,                           # whose definition holds
@@ -41,7 +41,7 @@ def choose_composite(
     own = {name: read_rule(rule) for name, rule in layers.items()}
     return replace(composite, layers={**own, **composite.layers})
 
-# %% ../../nbs/51_lrp.ipynb #ebe0d4d6
+# %% ../../nbs/51_lrp.ipynb #8e24fa1a
 _NEEDS = {"weights": "layers with weights", "scale": "normalisation layers", "one input": "steps with one input",
           "terms": "sums, averages and steps that select values", "factors": "products, one factor of which is a gate"}
 _TERMS = ("addition", "subtraction", "average", "mean of branches", "selection", "reshape", "scaling", "nested model", None)
@@ -66,7 +66,7 @@ def fitting_rules(
     order = ("signal_takes_all", "equal_share", "proportional", "pass", "gradient")
     return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
-# %% ../../nbs/51_lrp.ipynb #18b0b91c
+# %% ../../nbs/51_lrp.ipynb #469f006f
 def step_rules(
     graph: Graph,           # a network; its steps are changed by the composite's canonizers
     composite: Composite,   # which step gets which rule
@@ -93,7 +93,7 @@ def step_rules(
                                  f"Rules for it are: {', '.join(fitting_rules(step))}.")
     return rules
 
-# %% ../../nbs/51_lrp.ipynb #f56f5af5
+# %% ../../nbs/51_lrp.ipynb #e9d9b2cf
 Saved = list[tuple[fx.Node, Operation, tuple, Rule]]  # for each step its operation, what its rule keeps, and the rule
 
 
@@ -135,16 +135,16 @@ def _region(step: Step, rule: Rule, arguments: list[torch.Tensor], reached: dict
 def _operation(graph: Graph, step: Step, values: dict[fx.Node, Any], records: dict[str, list], merged: set[fx.Node]) -> Operation:
     "A step as the rules see it, with its output where the network has computed that already."
     made, x = operation(graph, step, values), values[step.inputs[0]]
-    known = recorded(records, step.name, x) if step.module is not None and step.name in records else None
+    known, vjp = recorded(records, step.name, x) if step.module is not None and step.name in records else (None, None)
     norm = graph.steps.get(step.merged)
     if norm is not None and isinstance(made, LinearLayer) and (step.kind != "dense" or x.dim() == 2):  # the channels are those it scales
         made = merged_layer(made, norm.module)
         merged.add(step.merged)
-        known = None if known is None else recorded(records, norm.name, known)
-    made.known = known
+        known = None if known is None else recorded(records, norm.name, known)[0]
+    made.known, made.known_vjp = known, vjp
     return made
 
-# %% ../../nbs/51_lrp.ipynb #0605c968
+# %% ../../nbs/51_lrp.ipynb #a41fb93b
 def compare_logits(
     ours: torch.Tensor,    # logits by the graph
     logits: torch.Tensor,  # logits of the network
@@ -159,7 +159,7 @@ def compare_logits(
             f"{ours.flatten()[worst].item():.6g}, but the network gives {logits.flatten()[worst].item():.6g}. The network does something "
             "that torch.fx does not see, such as a change in place of a part of a tensor, or its weights have changed.")
 
-# %% ../../nbs/51_lrp.ipynb #e9628009
+# %% ../../nbs/51_lrp.ipynb #f6a6b620
 def _prepare(inputs: torch.Tensor) -> torch.Tensor:
     "Inputs in the order of memory that is fastest; refuses those in half precision."
     if inputs.dtype not in (torch.float32, torch.float64):

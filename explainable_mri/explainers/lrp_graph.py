@@ -581,7 +581,26 @@ class _Recorder:
     def __call__(self, module: nn.Module, inputs: tuple, output: Any) -> None:
         if isinstance(output, torch.Tensor) and len(inputs) == 1 and not getattr(module, "inplace", False):
             output = output.clone() if self.keep_copy else output  # it will be changed in place
-            self.records.append((inputs[0], inputs[0]._version, output, output._version))
+            self.records.append((inputs[0], inputs[0]._version, output, output._version, None))
+
+
+class _PoolRecorder(_Recorder):
+    "Two hooks that let a pooling module run once for its output and its gradient."
+
+    def before(self, module: nn.Module, inputs: tuple) -> tuple:
+        self.given, self.tracked = inputs[0], inputs[0].detach().requires_grad_()
+        torch.set_grad_enabled(True)
+        return (self.tracked,)
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        torch.set_grad_enabled(False)
+        tracked, plain = self.tracked, output.detach()
+        vjp = lambda vector: torch.autograd.grad(output, [tracked], vector)
+        self.records.append((self.given, self.given._version, plain, plain._version, vjp))
+        return plain
+
+
+_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
 @contextmanager
@@ -594,8 +613,13 @@ def recording(
     def note(module: nn.Module, inputs: tuple) -> None:
         start.append((inputs[0], inputs[0]._version))
 
+    enabled = torch.is_grad_enabled()
     for node, step in graph.steps.items():
-        if step.module is not None and step.name not in records and step.kind in (*_LINEAR, "activation", "activation layer"):
+        if type(step.module) in _POOLS and step.name not in records and not enabled and node not in graph.changed \
+                and not (step.module._forward_hooks or step.module._forward_pre_hooks or "forward" in vars(step.module)):
+            pool = _PoolRecorder(records.setdefault(step.name, []), False)
+            handles += [step.module.register_forward_pre_hook(pool.before), step.module.register_forward_hook(pool)]
+        elif step.module is not None and step.name not in records and step.kind in (*_LINEAR, "activation", "activation layer"):
             settle_hooks(step.module, step.name)
             records[step.name] = []
             handles.append(step.module.register_forward_hook(_Recorder(records[step.name], node in graph.changed)))
@@ -603,6 +627,7 @@ def recording(
     try:
         yield records
     finally:
+        torch.set_grad_enabled(enabled)
         for handle in handles:
             handle.remove()
         records[""] = start
@@ -612,11 +637,10 @@ def recorded(
     records: dict[str, list],  # from `recording`
     name: str,                 # name of a module
     x: torch.Tensor,           # what the graph gives to it
-) -> torch.Tensor | None:      # its output; None where the module was given something else
+) -> tuple[torch.Tensor | None, Callable | None]:  # output and vector-Jacobian product; None where it was given something else
     "Take what a module has computed for an input."
     if not records.get(name):
-        return None
-    given, version, output, own_version = records[name].pop(0)
-    if given._version != version or output._version != own_version:
-        return None
-    return output if given is x or given.shape == x.shape and torch.equal(given, x) else None
+        return None, None
+    given, version, output, own_version, vjp = records[name].pop(0)
+    same = given is x or given.shape == x.shape and torch.equal(given, x)
+    return (output, vjp) if same and given._version == version and output._version == own_version else (None, None)

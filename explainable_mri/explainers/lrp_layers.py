@@ -6,7 +6,7 @@
 __all__ = ['Box', 'Operation', 'Elementwise', 'LinearLayer', 'Dense', 'along_channels', 'Scale', 'fixed_statistics',
            'Convolution', 'crop', 'cut', 'TransposedConvolution']
 
-# %% ../../nbs/45_lrp_layers.ipynb #7e12dfd9
+# %% ../../nbs/45_lrp_layers.ipynb #754b1fac
 import copy
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../../nbs/45_lrp_layers.ipynb #9e4ee949
+# %% ../../nbs/45_lrp_layers.ipynb #7ed03b1d
 Box = tuple[tuple[int, int], ...]  # along each spatial axis, the first voxel and the one after the last
 
 
@@ -23,6 +23,7 @@ class Operation:
 
     roi: Box | None = None             # the voxels of the input whose relevance is asked for; None: all
     known: torch.Tensor | None = None  # the output, where it has been computed already; used once
+    known_vjp: Callable | None = None  # the vector-Jacobian product that goes with it
 
     def __init__(
         self,
@@ -43,7 +44,10 @@ class Operation:
         *inputs: torch.Tensor,              # what the step is applied to
     ) -> tuple[torch.Tensor, Callable]:     # the output, and a function from a tensor of its shape to one for each input
         "The output and the vector-Jacobian product, as a function that can be called once."
-        self.known, inputs = None, [value.detach().requires_grad_() for value in inputs]
+        known, self.known = self.known, None
+        if known is not None and self.known_vjp is not None:
+            return known, self.known_vjp
+        inputs = [value.detach().requires_grad_() for value in inputs]
         with torch.enable_grad():
             output = self.function(*inputs)
 
@@ -67,7 +71,7 @@ class Elementwise(Operation):
     def reached(self, shape: torch.Size) -> Box | None:
         return self.roi
 
-# %% ../../nbs/45_lrp_layers.ipynb #cc6c7f6c
+# %% ../../nbs/45_lrp_layers.ipynb #a040d3c6
 class LinearLayer(Operation):
     "A layer w·x + b; rules use it with other weights, forwards and transposed."
 
@@ -108,7 +112,7 @@ class LinearLayer(Operation):
         "What `share` returns; layers with large inputs work it out in the region of interest only, and put zeros elsewhere."
         return share(self, x, *outputs)
 
-# %% ../../nbs/45_lrp_layers.ipynb #7042bdcc
+# %% ../../nbs/45_lrp_layers.ipynb #c059e9da
 class Dense(LinearLayer):
     "A fully connected layer, `nn.Linear`."
 
@@ -121,7 +125,7 @@ class Dense(LinearLayer):
     def scaled(self, scale: torch.Tensor, shift: torch.Tensor) -> "Dense":
         return Dense(self.weight * scale[:, None], shift if self.bias is None else self.bias * scale + shift)
 
-# %% ../../nbs/45_lrp_layers.ipynb #3553a5e4
+# %% ../../nbs/45_lrp_layers.ipynb #0f294787
 def along_channels(
     vector: torch.Tensor,  # a value for each channel (C,), or a tensor that fits `x`
     x: torch.Tensor,       # batch (N, C, ...)
@@ -143,7 +147,7 @@ class Scale(LinearLayer):
     def reached(self, shape: torch.Size) -> Box | None:
         return self.roi
 
-# %% ../../nbs/45_lrp_layers.ipynb #b47438c1
+# %% ../../nbs/45_lrp_layers.ipynb #c44bb49d
 def fixed_statistics(
     module: nn.Module,     # GroupNorm, LayerNorm, or InstanceNorm that takes its statistics from the scan
     x: torch.Tensor,       # its input (N, C, ...)
@@ -165,7 +169,7 @@ def fixed_statistics(
     offset = -mean * factor
     return factor, offset if beta is None else offset + beta.detach()
 
-# %% ../../nbs/45_lrp_layers.ipynb #8b06291c
+# %% ../../nbs/45_lrp_layers.ipynb #41e6a06f
 _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 _CONVOLVE_TRANSPOSED = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
 
@@ -205,7 +209,7 @@ class Convolution(LinearLayer):
         layer.bias = shift if self.bias is None else self.bias * scale + shift
         return layer
 
-# %% ../../nbs/45_lrp_layers.ipynb #bf204453
+# %% ../../nbs/45_lrp_layers.ipynb #e921453b
 def _each(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
     "A number for each axis."
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
@@ -231,7 +235,7 @@ def cut(
         x = F.pad(x, [n for after in reversed(lacking) for n in (0, after)])
     return crop(x, tuple((a, a + n) for a, n in zip(first, size)))
 
-# %% ../../nbs/45_lrp_layers.ipynb #1b2f5ad7
+# %% ../../nbs/45_lrp_layers.ipynb #a010b57a
 class TransposedConvolution(Convolution):
     "A transposed convolution, in one to three dimensions; its kernel is (in, out / groups, ...)."
 
