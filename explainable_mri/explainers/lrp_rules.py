@@ -267,7 +267,7 @@ class AlphaBeta(Rule):
         s = divide_into(relevance, layer.forward(above, weight, bias).add_(layer.forward(below, opposite)))
         return layer.transpose(s, weight, x.shape).mul_(above).addcmul_(layer.transpose(s, opposite, x.shape), below)
 
-
+# %% ../../nbs/47_lrp_rules.ipynb #d14cf8ee
 @RULES.register("z_plus")
 @dataclass(frozen=True)
 class ZPlus(AlphaBeta):
