@@ -432,11 +432,18 @@ def _dicom_scans(
     "A scan for each DICOM study, and for each participant whose files look like DICOM and are none."
     folders: dict[tuple[str, str], list[Path]] = {}
     origins: dict[Any, Scan] = {}
+    named: dict[Path | None, Scan | None] = {}
+
+    def name(path: Path, folder: Path | None) -> Scan | None:
+        if folder not in named or folder is None:  # without a pattern the folder says it all
+            named[folder] = _name(root, path.relative_to(root).as_posix(), "", "dicom", (path,), expression)
+        return named[folder]
+
     for path in files:
         below = path.relative_to(root).as_posix()
         if place := {"derivatives", "sourcedata"} & set(path.relative_to(root).parts[:-1]):
             left_out[Path(below).parent.as_posix()] = f"in the folder '{place.pop()}'"
-        elif (scan := _name(root, below, "", "dicom", (path,), expression)) is None:
+        elif (scan := name(path, None if expression else path.parent)) is None:
             left_out[below] = "does not fit the pattern"
         else:
             session = scan.session if f"_ses-{scan.session}" in scan.name else ""
@@ -446,14 +453,14 @@ def _dicom_scans(
             origins[path] = scan
     studies = _find_studies({key: [path for path in paths if path.is_file()] for key, paths in folders.items()})
     scans = list(_study_scans(root, studies, origins))
+    read = {path for scan in scans for path in scan.files}
     for key, paths in folders.items():
-        scans = _note_lost(root, scans, paths, origins[key])
+        scans = _note_lost(root, scans, paths, origins[key], read)
     return scans
 
 
-def _note_lost(root: Path, scans: list[Scan], files: list[Path], origin: Scan) -> list[Scan]:
+def _note_lost(root: Path, scans: list[Scan], files: list[Path], origin: Scan, read: set[Path]) -> list[Scan]:
     "Account for files of one participant and visit that look like DICOM and are none."
-    read = {path for scan in scans for path in scan.files}
     lost = [path for path in files if path not in read
             and (_why_unreadable(path) or _ending(path, _DICOM) and not read_headers([path]) and not holds_no_image(path))]
     if not lost:
