@@ -31,7 +31,7 @@ from explainable_mri.analysis.regions import merge_regions, region_table, withou
 from explainable_mri.data.atlases import load_atlas
 from explainable_mri.data.volumes import get_grid
 from explainable_mri.explainers.lrp_peers import captum_composite, changed_composites, compare_maps, zennit_composite
-from explainable_mri.explainers.lrp_graph import batch_norm_surrogate
+from explainable_mri.explainers.lrp_canonizers import batch_norm_surrogate
 from explainable_mri.explainers.lrp import LRP
 from explainable_mri.models.keras import KerasNetwork, load_keras
 

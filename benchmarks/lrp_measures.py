@@ -1,4 +1,4 @@
-"""What each measure for speed in chapters 45 and 47 gives: time a map with one of them switched off, and with all.
+"""What each measure for speed in chapters 46 and 47 gives: time a map with one of them switched off, and with all.
 
     python benchmarks/lrp_measures.py --networks ../shared/reference/keras_group
 
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from results import write_section
 
-from explainable_mri.explainers import lrp, lrp_layers as layers, lrp_rules as rules
+from explainable_mri.explainers import lrp, lrp_kernels as kernels, lrp_rules as rules
 from explainable_mri.models.keras import load_keras
 
 ROOT = Path(__file__).parents[1]
@@ -32,13 +32,13 @@ NETWORKS = ("alexnet", "resnet", "densenet")
 # ---- how to switch a measure off ---------------------------------------------------------------------------------------
 
 
-def _transposed_by_pytorch(layer: layers.Convolution, y: torch.Tensor, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    x = F.conv_transpose3d(y, layers._as_fast(weight), None, layer.stride, 0, 0, layer.groups, layer.dilation)
-    return layers._cut(x, [before for before, _ in layer.padding], shape[2:])
+def _transposed_by_pytorch(layer: kernels.FastConvolution, y: torch.Tensor, weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    x = F.conv_transpose3d(y, kernels._as_fast(weight), None, layer.stride, 0, 0, layer.groups, layer.dilation)
+    return kernels.cut(x, [before for before, _ in layer.padding], shape[2:])
 
 
 def _convolved_by_pytorch(x, weight, bias, stride, padding, dilation, groups) -> torch.Tensor:
-    return F.conv3d(layers.fast_layout(x), layers._as_fast(weight), bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+    return F.conv3d(kernels.fast_layout(x), kernels._as_fast(weight), bias, tuple(stride), tuple(padding), tuple(dilation), groups)
 
 
 def without_kept_memory() -> None:
@@ -46,33 +46,33 @@ def without_kept_memory() -> None:
 
 
 def without_channels_last() -> None:
-    layers._prefers_channels_last = lambda x: False
+    kernels._prefers_channels_last = lambda x: False
 
 
 def without_onednn_by_name() -> None:
-    layers._convolve = _convolved_by_pytorch
+    kernels._convolve = _convolved_by_pytorch
 
 
 def without_turned_kernels() -> None:
-    layers.Convolution.transpose = _transposed_by_pytorch
+    kernels.FastConvolution.transpose = _transposed_by_pytorch
 
 
 def without_remainders() -> None:
-    convolution, ours = layers.Convolution, layers.Convolution.transpose
+    convolution, ours = kernels.FastConvolution, kernels.FastConvolution.transpose
     convolution.transpose = lambda self, *a: _transposed_by_pytorch(self, *a) if max(self.stride) > 1 else ours(self, *a)
 
 
 def without_depths_as_channels() -> None:
-    layers.Convolution._transpose_narrow = lambda self, y, weight, rest: layers._convolve(
-        y, layers._turned_around(weight, 1), None, self.stride, rest, self.dilation, 1)
+    kernels.FastConvolution._transpose_narrow = lambda self, y, weight, rest: kernels._convolve(
+        y, kernels._turned_around(weight, 1), None, self.stride, rest, self.dilation, 1)
 
 
 def without_leaving_out() -> None:
-    lrp.LRP._wanted = lambda *_: None
+    lrp._region = lambda *_: None
 
 
-def without_slabs() -> None:
-    layers.slabs = rules.slabs = lambda x: [x]
+def without_chunks() -> None:
+    kernels.chunks = lambda x: [x]
 
 
 def without_look_at_signs() -> None:
@@ -95,7 +95,7 @@ MEASURES: dict[str, Callable[[], None]] = {
     "only those with a stride by PyTorch": without_remainders,
     "no depths as channels": without_depths_as_channels,
     "background worked out too": without_leaving_out,
-    "large volumes in one piece": without_slabs,
+    "large volumes in one piece": without_chunks,
     "both signs also where inputs have one": without_look_at_signs,
 }
 
@@ -149,7 +149,7 @@ def main() -> None:
     write_section("lrp-measures",
                   "## What each measure for speed gives\n\n"
                   f"`python benchmarks/lrp_measures.py`, {datetime.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), PyTorch "
-                  f"{torch.__version__}; `lrp.sequential_preset_a` as above. The first row has all measures of chapters 45 and 47; each other row lacks the one "
+                  f"{torch.__version__}; `lrp.sequential_preset_a` as above. The first row has all measures of chapters 46 and 47; each other row lacks the one "
                   f"that it names. Median of {options.rounds * options.repeats} maps a cell, the first of each process not counted. AlexNet and ResNet have no "
                   "strides, so their ratios in that row show the machine's noise.\n\n" + "\n".join(lines))
 

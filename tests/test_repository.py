@@ -19,10 +19,11 @@ FIGURE_BYTES = 150_000
 AUTHORING = {"nbdev", "fastcore", "execnb", "ghapi", "IPython", "ipykernel", "jupyter", "papermill", "nbconvert", "pytest"}
 
 # Which part of the package may import which; a part may always import itself. "data.axes" admits one module of a part.
-GROUND = {"errors", "registry", "files", "environment"}
+GROUND = {"errors", "registry", "files", "environment", "docstrings"}
 EXPERIMENT = GROUND | {"config", "tasks"}
 LAYERS = {
-    "__init__": set(),
+    "__init__": {"docstrings"},
+    "docstrings": set(),
     "errors": set(),
     "files": {"errors"},
     "registry": {"errors"},
@@ -121,7 +122,8 @@ def forbidden_imports(name: str, source: str | None = None) -> list[str]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_package_does_without_the_tools_of_its_authors(name):
-    assert not {module.split(".")[0] for module in imported(name)} & AUTHORING
+    notebooks = {"IPython"} if name.endswith("environment.py") else set()  # a bar in a notebook, where IPython runs already
+    assert not {module.split(".")[0] for module in imported(name)} & AUTHORING - notebooks
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("_modidx.py")])

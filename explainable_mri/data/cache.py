@@ -108,7 +108,7 @@ def _open_entry(path: Path, about: dict) -> np.memmap:
     try:
         stored, maps = read_json(path / "about.json"), np.load(path / "maps.npy", mmap_mode="r",
                                                                allow_pickle=False)
-    except (FileNotFoundError, EOFError, ValueError) as error:
+    except Exception as error:  # NumPy's reader of headers raises errors of many kinds
         raise _Damaged(str(error)) from None
     if stored != about:
         raise _Damaged("about.json was changed")
@@ -124,9 +124,12 @@ def _open_entry(path: Path, about: dict) -> np.memmap:
 
 def _is_sealed(path: Path) -> bool:
     "Whether the maps are what was written, by their time or else by their hash."
-    seal, maps = path / "seal.json", path / "maps.npy"
-    stored = read_json(seal) if seal.is_file() else {}
-    return stored.get("time") == maps.stat().st_mtime_ns or stored.get("sha256") == hash_file(maps)
+    maps = path / "maps.npy"
+    try:
+        stored = read_json(path / "seal.json")
+        return stored["time"] == maps.stat().st_mtime_ns or stored["sha256"] == hash_file(maps)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _write_entry(path: Path, maps: Iterable[np.ndarray], about: dict) -> None:

@@ -149,7 +149,7 @@ def _check_words(
 # %% ../../nbs/15_cohorts.ipynb #4d13254d
 def _check_duplicates(table: pd.DataFrame) -> Iterator[tuple[Any, str]]:
     "Find rows that repeat an earlier row's file, its subject and session, or the content of its file."
-    keys = {"a duplicate, the same file as": [table["path"].map(os.path.realpath, na_action="ignore")],
+    keys = {"a duplicate, the same file as": [table["path"].map(_real_path, na_action="ignore")],
             "a duplicate, the same subject and session as": [
                 table[name].map(identity_key, na_action="ignore") for name in ("subject", "session")],
             "a duplicate, its file is a copy of that of": [table["path"].map(_sample, na_action="ignore")]}
@@ -172,8 +172,16 @@ def _sample(path: str) -> str | None:
         with open(path, "rb") as file:
             file.seek(max(0, size // 2 - 2**15))
             return f"{size} {hashlib.blake2b(file.read(2**16), digest_size=16).hexdigest()}"
-    except OSError:
+    except (OSError, ValueError):
         return None
+
+
+def _real_path(path: str) -> str:
+    "A path with all links followed; what cannot be a path stays as it is."
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return path
 
 # %% ../../nbs/15_cohorts.ipynb #683225a0
 def _check_files(paths: pd.Series, grid: Grid) -> Iterator[tuple[Any, str]]:
@@ -210,7 +218,7 @@ class InclusionCriteria:
 
 def _names(table: pd.DataFrame) -> str:
     "The first subjects of a table, for a note."
-    people = list(dict.fromkeys(table["subject"].astype(str)))
+    people = list(dict.fromkeys(map(str, table["subject"])))
     return ", ".join(people[:5]) + (", …" if len(people) > 5 else "")
 
 

@@ -45,7 +45,7 @@ def _read_linear_models(path: str | PathLike) -> np.ndarray:
             values = file["linearmodels"][:].astype(np.float32)
     except FileNotFoundError:
         raise LinearModelsError(f"There is no file {path}.") from None
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError) as error:
         raise LinearModelsError(f"{path} cannot be read as an HDF5 file: {error}") from None
     if not np.isfinite(values).all():
         raise LinearModelsError(f"The linear models in {path} are not finite in "

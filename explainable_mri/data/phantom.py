@@ -268,10 +268,21 @@ def _changed(folder: Path, signed: dict[str, list]) -> list[str]:
     return [name for name, entry in signed.items() if not same(name, *entry)]
 
 # %% ../../nbs/17_phantom.ipynb #bbe2de5d
+def _read_record(path: Path, **kinds: type) -> dict[str, Any]:
+    "Read a JSON file of the folder that holds entries of these kinds; raises `PhantomError` for a damaged one."
+    try:
+        record = read_json(path)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
+        raise PhantomError(f"{path} is damaged. Delete it, and it is made anew.")
+    return record
+
+
 def _require_same(folder: Path, parameters: dict[str, Any]) -> None:
     "Raise `PhantomError` when the folder holds another simulation."
     record = folder / "phantom.json"
-    old = read_json(record) if record.is_file() else parameters
+    old = _read_record(record) if record.is_file() else parameters
     if changed := [key for key in parameters if old.get(key) != parameters[key]]:
         raise PhantomError(
             f"{folder} holds a cohort simulated with "
@@ -279,18 +290,26 @@ def _require_same(folder: Path, parameters: dict[str, Any]) -> None:
             + ". Choose another folder, or delete this one.")
 
 
+def _signed(folder: Path) -> tuple[int, dict[str, list]]:
+    "How many scans the manifest speaks of, and its files."
+    path = folder / "manifest.json"
+    manifest = _read_record(path, scans=int, files=dict) if path.is_file() else {"scans": 0, "files": {}}
+    if not all(isinstance(entry, list) and len(entry) == 3 for entry in manifest["files"].values()):
+        raise PhantomError(f"{path} is damaged. Delete it, and it is made anew.")
+    return manifest["scans"], manifest["files"]
+
+
 def _is_complete(folder: Path, scans: int) -> bool:
     "Tell whether the folder holds as many scans, all as they were written."
-    path = folder / "manifest.json"
-    manifest = read_json(path) if path.is_file() else {"scans": 0}
-    return manifest["scans"] >= scans and not _changed(folder, manifest["files"])
+    there, files = _signed(folder)
+    return there >= scans and not _changed(folder, files)
 
 
 def _simulate(folder: Path, simulator: Simulator, visits: list[tuple[Person, int]],
               parameters: dict[str, Any]) -> None:
     "Write what is missing of a cohort; the manifest comes last."
     write_json(parameters, folder / "phantom.json")
-    signed = read_json(folder / "manifest.json")["files"] if (folder / "manifest.json").is_file() else {}
+    _, signed = _signed(folder)
     if changed := [
             name for name in _changed(folder, signed)
             if (folder / name).is_file() and name.endswith((".gz", ".json")) and name.startswith("sub-")

@@ -39,8 +39,8 @@ def _check_header(image: SpatialImage, name: str) -> None:
         raise VolumeError(f"{name}: expected a number in each voxel, found {kind}, as in coloured or "
                           "complex images. "
                           "Save one channel of it as a file of its own.")
-    if image.affine is None or not np.isfinite(image.affine).all() or abs(
-            np.linalg.det(image.affine[:3, :3])) < 1e-9:
+    if image.affine is None or not np.isfinite(image.affine).all() or np.isnan(
+            nib.io_orientation(image.affine)).any():
         raise VolumeError(f"{name}: the affine in the header (sform or qform) is no position in space. "
                           "Convert the file from its "
                           f"source again.\n{_rows(image.affine)}")
@@ -50,17 +50,20 @@ def _check_header(image: SpatialImage, name: str) -> None:
 
 def _check_forms(image: nib.Nifti1Pair, name: str) -> None:
     "Raise `VolumeError` where a NIfTI header does not say how the image lies, or says two things."
-    forms = {form: affine for form, (affine, code) in {"sform": image.get_sform(coded=True),
-                                                       "qform": image.get_qform(coded=True)}.items() if code}
-    if not forms:
+    try:
+        forms = {"sform": image.get_sform(coded=True), "qform": image.get_qform(coded=True)}
+        axes = {form: "".join(nib.aff2axcodes(affine)) for form, (affine, code) in forms.items() if code}
+    except (ValueError, TypeError, np.linalg.LinAlgError):
+        raise VolumeError(f"{name}: the sform or the qform in the header is no position in space. Convert "
+                          "the file from its source again.") from None
+    if not axes:
         raise VolumeError(f"{name}: the header does not say how the image lies in space (sform and qform "
-                          "have code 0), so left "
-                          "and right cannot be told apart. Convert the file from its source again.")
-    axes = {form: "".join(nib.aff2axcodes(affine)) for form, affine in forms.items()}
+                          "have code 0), so left and right cannot be told apart. Convert the file from its "
+                          "source again.")
     if len(set(axes.values())) > 1:
         raise VolumeError(f"{name}: the header contradicts itself: the axes are {axes['sform']} by its "
-                          f"sform and {axes['qform']} "
-                          "by its qform. Find out which is right, and correct the other.")
+                          f"sform and {axes['qform']} by its qform. Find out which is right, and correct "
+                          "the other.")
 
 
 def _rows(affine: np.ndarray) -> str:
@@ -80,8 +83,7 @@ def _geometry(image: SpatialImage) -> tuple[tuple[int, ...], np.ndarray]:
 
 def _open(path: Path) -> SpatialImage:
     "Open the header of a NIfTI or MGH file and check it."
-    if not path.is_file():
-        raise VolumeError(f"{path}: {'this is not a file' if path.exists() else 'there is no such file'}.")
+    _require_file(path)
     try:
         _check_start(path)
         image = nib.load(path)
@@ -98,6 +100,17 @@ def _open(path: Path) -> SpatialImage:
                           f"file can hold {room}). "
                           "Copy or convert it again.")
     return image
+
+
+def _require_file(path: Path) -> None:
+    "Raise `VolumeError` unless there is such a file."
+    try:
+        if path.is_file():
+            return
+        words = "this is not a file" if path.exists() else "there is no such file"
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a null
+        words = f"this cannot be the name of a file ({error})"
+    raise VolumeError(f"{str(path)[:300]}: {words}.")
 
 
 def _check_start(path: Path) -> None:

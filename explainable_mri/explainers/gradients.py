@@ -11,7 +11,9 @@ from captum import attr
 from torch import nn
 
 from .base import BaseExplainer, Convention, ExplainerError, check_convention, network_logits
-from .lrp import LRP, Composite
+from .lrp import LRP
+from .lrp_canonizers import NestedModels, RepeatedInputs
+from .lrp_composites import KINDS, Composite
 from .lrp_graph import Step
 from .lrp_rules import Gradient, PositiveGradient, PositivePass, Rule
 from ..registry import EXPLAINERS
@@ -123,28 +125,32 @@ class _ReluComposite(Composite):
 
     def rule(self, step: Step) -> Rule | None:
         is_relu = step.description.lower() == "relu" or getattr(step.module, "keras_class", None) == "ReLU"
-        is_activation = step.kind in ("activation", "activation layer", "ReLU layer")
-        return Gradient() if is_activation and not is_relu else super().rule(step)
+        return Gradient() if step.kind == "activation" and not is_relu else super().rule(step)
 
 
-def _gradient_composite(relu: Gradient | PositivePass) -> Composite:
-    kinds = ("dense", "convolution", "normalization", "addition", "subtraction", "multiplication", "scaling", "average",
-             "mean of branches", "routing", "reshape")
-    return _ReluComposite({**dict.fromkeys(kinds, Gradient()),
-                           **dict.fromkeys(("activation", "activation layer", "ReLU layer"), relu)}, keras_layers=True)
+class _ReluExplainer(LRP):
+    "An explainer that follows the gradient, but for its rule at ReLUs."
+
+    limit = None  # the maps promise no sum
+
+    def __init__(self, network: nn.Module, relu: Rule, output: str | int | None):
+        rules = {**dict.fromkeys((*KINDS, "nested model"), Gradient()), "activation": relu}
+        super().__init__(network, _ReluComposite(rules, canonizers=(NestedModels(), RepeatedInputs())), output=output)
 
 
 @EXPLAINERS.register("deconvnet")
 def deconvnet(
-    network: nn.Module,  # gives logits
-) -> LRP:                # explainer
-    "Deconvnet."
-    return LRP(network, _gradient_composite(PositivePass()))
+    network: nn.Module,               # gives (N, classes), as logits or after a final softmax or sigmoid
+    output: str | int | None = None,  # which output, where the network returns several
+) -> LRP:                             # explainer
+    "Deconvnet: the gradient, of which only what is positive passes a ReLU."
+    return _ReluExplainer(network, PositivePass(), output)
 
 
 @EXPLAINERS.register("guided_backprop")
 def guided_backprop(
-    network: nn.Module,  # gives logits
-) -> LRP:                # explainer
-    "Guided backpropagation."
-    return LRP(network, _gradient_composite(PositiveGradient()))
+    network: nn.Module,               # gives (N, classes), as logits or after a final softmax or sigmoid
+    output: str | int | None = None,  # which output, where the network returns several
+) -> LRP:                             # explainer
+    "Guided backpropagation: the gradient of what is positive at each ReLU."
+    return _ReluExplainer(network, PositiveGradient(), output)

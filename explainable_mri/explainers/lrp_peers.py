@@ -13,7 +13,8 @@ from typing import Literal
 
 import torch
 
-from .lrp import Composite, make_composite, preset
+from .lrp_canonizers import BatchNormSurrogate, MergeBatchNorm
+from .lrp_composites import Composite, make_composite, preset, without
 from .lrp_layers import LinearLayer, Operation
 from .lrp_rules import (
     AlphaBeta, Epsilon, Gradient, Pass, Proportional, Rule, Tensors, stabilize)
@@ -38,14 +39,15 @@ class OtherWinner(Gradient):
     def forward(self, operation: Operation, *inputs: torch.Tensor) -> tuple[torch.Tensor, tuple]:
         generator = torch.Generator().manual_seed(0)
         noise = [self.noise * x.abs().max() * torch.rand(x.shape, generator=generator).to(x) for x in inputs]
-        _, pull = Operation(lambda *values: operation(*map(torch.add, values, noise))).vjp(*inputs)
-        return operation(*inputs), (pull,)
+        _, vjp = Operation(lambda *values: operation(*map(torch.add, values, noise))).vjp(*inputs)
+        return operation(*inputs), (vjp,)
 
 # %% ../../nbs/52_lrp_peers.ipynb #c44b3bfa
 @dataclass(frozen=True)
 class CaptumAlphaBeta(Rule):
     "Captum's α1β0: positive weights alone, the input with its sign, the whole bias, ε in each denominator."
 
+    needs = "weights"
     epsilon: float = 1e-9  # added to the absolute value of denominators
 
     def backward(self, layer: LinearLayer, relevance: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -59,13 +61,14 @@ def captum_composite(
 ) -> Composite:             # the composite
     "What Captum computes with `Alpha1_Beta0_Rule` in convolutions and `EpsilonRule` in all other layers."
     composite = make_composite("standard", Epsilon(epsilon), CaptumAlphaBeta(), Epsilon(epsilon))
-    return replace(composite, fold=False)
+    return without(composite, MergeBatchNorm)
 
 # %% ../../nbs/52_lrp_peers.ipynb #f8dcc498
 @dataclass(frozen=True)
 class StabilizedAlphaBeta(Rule):
     "α1β0 with ε in each denominator, as in Zennit, instead of 1e-7 in the place of zeros."
 
+    needs = "weights"
     bias: Literal["both", "own"] = "own"  # parts of b that count: both signs, or the positive one
     epsilon: float = 1e-6                 # added to the absolute value of denominators
 
@@ -84,8 +87,8 @@ class StabilizedProportional(Proportional):
     epsilon: float = 1e-6  # added to the absolute value of denominators
 
     def backward(self, operation: Operation, relevance: torch.Tensor, inputs: tuple, output: torch.Tensor,
-                 pull: Callable) -> Tensors:
-        return tuple(x * gradient for x, gradient in zip(inputs, pull(relevance / stabilize(output, self.epsilon))))
+                 vjp: Callable) -> Tensors:
+        return tuple(x * gradient for x, gradient in zip(inputs, vjp(relevance / stabilize(output, self.epsilon))))
 
 
 def zennit_composite(
@@ -94,7 +97,7 @@ def zennit_composite(
     "What Zennit's `EpsilonPlus` computes without a canonizer, where additions are not its own module `Sum`."
     composite = make_composite("standard", Epsilon(epsilon), StabilizedAlphaBeta(), Pass())
     rules = {**composite.rules, "average": StabilizedProportional(), "addition": Gradient()}
-    return replace(composite, rules=rules, fold=False)
+    return without(replace(composite, rules=rules), MergeBatchNorm)
 
 # %% ../../nbs/52_lrp_peers.ipynb #ff984807
 def changed_composites(
@@ -107,14 +110,15 @@ def changed_composites(
         named = {kind.replace("_", " "): rule for kind, rule in rules.items()}
         return replace(composite, rules={**composite.rules, **named})
 
-    real = replace(base, surrogate=False)
+    real = without(base, BatchNormSurrogate)
+    merged = replace(real, canonizers=(*real.canonizers, MergeBatchNorm()))
     both = AlphaBeta(1.0, 0.0, "both")
     return {
         "batch norm: its own weights": real,
         "batch norm: rule ε": change(normalization=Epsilon(epsilon)),
         "batch norm: its own weights, rule ε": change(real, normalization=Epsilon(epsilon)),
         "batch norm: relevance passes": change(normalization=Pass()),
-        "batch norm: folded": change(replace(real, fold=True), normalization=both),
+        "batch norm: folded": change(merged, normalization=both),
         "bias: where its sign belongs": change(convolution=AlphaBeta(1.0, 0.0, "own")),
         "bias: left out": change(convolution=AlphaBeta(1.0, 0.0, "none")),
         "negative input: stays with w⁺": change(convolution=CaptumAlphaBeta()),
@@ -122,6 +126,6 @@ def changed_composites(
         "dense layers: ε = 0.1": preset("innvestigate", 1.0, 0.0, 0.1),
         "ReLU layers: relevance passes": change(ReLU_layer=Pass()),
         "additions: all to each branch": change(addition=Gradient()),
-        "max-pooling: ties by noise": change(routing=OtherWinner()),
+        "max-pooling: ties by noise": change(selection=OtherWinner()),
         "all: the standard convention": preset("standard", 1.0, 0.0, epsilon),
     }
