@@ -90,7 +90,8 @@ _SHORT = r"(?:[vmywt]\d+|(?:v|tp|mr|scan|wave)[-_ ]?\d+)"
 _VISIT = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"(?:session|visit|visite|timepoint|time|month|mon|year|yr|week|follow-?up|fu|exam)[-_ ]?\d+|"
-    r"ses[-_ ][A-Za-z0-9]+|ses\d+|erstuntersuchung|nachuntersuchung|verlauf|kontrolle|baseline|bl|screening|scmri|sc|initial|pre|post|before|after|vorher|nachher|"
+    r"ses[-_ ][A-Za-z0-9]+|ses\d+|erstuntersuchung|nachuntersuchung|verlauf|kontrolle|"
+    r"baseline|bl|screening|scmri|sc|initial|pre|post|before|after|vorher|nachher|"
     rf"follow-?up|fu|{_DATE}(?:\d{{6}}(?:_\d{{1,4}}[a-z]?)?)?|"
     rf"\d+[-_ ]?(?:months?|mo|years?|yrs?|weeks?)|{_SHORT})(?![A-Za-z0-9])", re.IGNORECASE)
 _SEQUENCES = ("t1", "t2")  # which are no visits
