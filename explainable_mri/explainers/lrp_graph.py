@@ -139,7 +139,7 @@ class _ShapedTracer(_Tracer):
 
     def __init__(self, example: torch.Tensor):
         super().__init__()
-        self.example, self.call = example, nn.Module.__call__  # tracing exchanges it
+        self.example, self.plain = example, (nn.Module.__call__, nn.Module.__getattr__)  # tracing exchanges them
         self.mode, self.values = FakeTensorMode(allow_non_fake_inputs=True), {}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -147,16 +147,17 @@ class _ShapedTracer(_Tracer):
 
     def value(self, node: fx.Node) -> Any:
         "What a node computes, as a tensor without data."
-        patched, nn.Module.__call__ = nn.Module.__call__, self.call
+        patched = nn.Module.__call__, nn.Module.__getattr__
+        nn.Module.__call__, nn.Module.__getattr__ = self.plain
         try:
             with torch.no_grad(), self.mode:
-                for one in self.graph.nodes:
+                for one in list(self.graph.nodes):
                     if one.op == "placeholder" and one not in self.values:
                         self.values[one] = one.args[0] if one.args else self.mode.from_tensor(self.example)
                     elif one not in self.values:
                         self.values[one] = run_node(self.root, {}, one, self.values)
         finally:
-            nn.Module.__call__ = patched
+            nn.Module.__call__, nn.Module.__getattr__ = patched
         return self.values[node]
 
 # %% ../../nbs/48_lrp_graph.ipynb #b8afb20a

@@ -92,7 +92,7 @@ def bounding_box(
         box.append((first, last))
     return tuple(box) if box[0][0] < box[0][1] else None
 
-# %% ../../nbs/46_lrp_kernels.ipynb #fd525c86
+# %% ../../nbs/46_lrp_kernels.ipynb #07bf661c
 def divide_into(
     numerator: torch.Tensor,    # any shape
     denominator: torch.Tensor,  # the same shape; it is overwritten
@@ -167,6 +167,12 @@ def _split_by_remainder(weight: torch.Tensor, stride: Sequence[int], dilation: S
     return full.permute(0, 1, *range(3, 3 + 2 * axes, 2), *range(2, 2 + 2 * axes, 2)).reshape(len(weight), -1, *short)
 
 
+def _padded(layer: Convolution, padding: list[tuple[int, int]]) -> Convolution:
+    layer = copy.copy(layer)
+    layer.padding = padding
+    return layer
+
+
 def _side_by_side(x: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
     "Channels (N, C · s · ..., d, ...), one for each remainder modulo the stride, laid side by side: (N, C, d · s, ...)."
     axes, (count, _, *size) = len(stride), x.shape
@@ -227,15 +233,14 @@ class FastConvolution(Convolution):
         seen = [(a * s - p, (b - 1) * s - p + reach + 1)
                 for (a, b), s, (p, _), reach in zip(outside, self.stride, self.padding, self.reach)]
         inside = tuple((max(a, 0), min(b, size)) for (a, b), size in zip(seen, x.shape[2:]))
-        layer = copy.copy(self)
-        layer.padding = [(c - a, b - d) for (a, b), (c, d) in zip(seen, inside)]
+        layer = _padded(self, [(c - a, b - d) for (a, b), (c, d) in zip(seen, inside)])
         both = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(self.roi, inside))
         if all(first < last for first, last in both):  # a stride can leave out all of the region
             part = share(layer, crop(x, inside), *(crop(value, outside) for value in outputs))
             crop(result, both).copy_(crop(part, tuple((a - c, b - c) for (a, b), (c, _) in zip(both, inside))))
         return result
 
-# %% ../../nbs/46_lrp_kernels.ipynb #3ed5fa08
+# %% ../../nbs/46_lrp_kernels.ipynb #8b4a3b7e
 class FastConvolutions(TorchFunctionMode):
     "Convolutions of a network, in its modules and functions, as `FastConvolution` does them; for use without gradients."
 

@@ -109,7 +109,7 @@ class Proportional(Rule):
                  vjp: Callable) -> Tensors:
         return tuple(x * gradient for x, gradient in zip(inputs, vjp(divide(relevance, output))))
 
-# %% ../../nbs/47_lrp_rules.ipynb #18eb51a3
+# %% ../../nbs/47_lrp_rules.ipynb #d9984637
 @RULES.register("signal_takes_all")
 @dataclass(frozen=True)
 class SignalTakesAll(Rule):
@@ -267,7 +267,7 @@ class AlphaBeta(Rule):
         s = divide_into(relevance, layer.forward(above, weight, bias).add_(layer.forward(below, opposite)))
         return layer.transpose(s, weight, x.shape).mul_(above).addcmul_(layer.transpose(s, opposite, x.shape), below)
 
-# %% ../../nbs/47_lrp_rules.ipynb #d14cf8ee
+# %% ../../nbs/47_lrp_rules.ipynb #ebf37f67
 @RULES.register("z_plus")
 @dataclass(frozen=True)
 class ZPlus(AlphaBeta):
