@@ -95,7 +95,7 @@ def _prediction_section(config: ExperimentConfig, folders: list[Path]) -> Sectio
 # %% ../../nbs/83_report.ipynb #9b0176b6
 def _sum_line(scans: pd.DataFrame) -> str:
     "Whether maps sum to what they explain, in words."
-    if "map_sum" not in scans or scans.expected_sum.isna().all():
+    if not {"map_sum", "sum_holds"} <= set(scans) or scans.expected_sum.isna().all():
         return "This method has no check of its sums."
     share = (scans.map_sum / scans.expected_sum.where(scans.expected_sum != 0)).median()
     return (f"Check of the maps: all {len(scans)} are finite, and the sum of a map is {share:.2f} times {scans.expected_is.iloc[0]} in the median. "
