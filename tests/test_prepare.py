@@ -231,6 +231,20 @@ def test_entries_follow_the_files_of_a_scan_not_its_version(study, tmp_path, mon
     assert "turned/mwp1turned.nii.gz: what had been filled into the table is left out" in capsys.readouterr().out
 
 
+def test_rows_that_vanish_are_kept_and_said(study, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "prepared"
+    shutil.copytree(study[1], out)
+    table = pd.read_csv(out / "participants.tsv", sep="\t", dtype=object).assign(group="CN")
+    table.to_csv(out / "participants.tsv", sep="\t", index=False)
+    (tmp_path / "study").mkdir()
+    for name in ("bare.nii.gz", "turned.nii.gz"):
+        shutil.copy(study[0] / name, tmp_path / "study")
+    prepare(tmp_path / "study", out, grid=GRID.name)
+    assert sorted(pd.read_csv(out / "participants.tsv", sep="\t")["subject"]) == ["bare", "turned"]
+    assert "1 rows of the earlier table are not in the new one, such as zipped/mwp1zipped.nii.gz" in capsys.readouterr().out
+    assert pd.read_csv(out / "participants.before.tsv", sep="\t").set_index("subject").loc["zipped", "group"] == "CN"
+
+
 def test_one_run_at_a_time_which_clears_up_after_killed_ones(study, tmp_path):
     out = tmp_path / "prepared"
     shutil.copytree(study[1], out)

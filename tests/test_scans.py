@@ -55,6 +55,8 @@ def people(folder: Path, **keywords) -> list[tuple[str, str]]:
     ("AIBL/10/MPRAGE/2008-01-02_10_00_00.0/S1/AIBL_10_MR_MPRAGE_br_raw_1.nii", "10", "2008-01-02"),
     ("miriad_188_AD_M_02_MR_1.nii", "miriad_188", "02-1"), ("P001_sc.nii.gz", "P001", "sc"), ("P001/2019/t1.nii.gz", "P001", "2019"),
     ("P001/01.02.2019/t1.nii.gz", "P001", "01.02.2019"), ("P01_t1_mprage_20200131101010_5.nii.gz", "P01", "20200131"),
+    ("sub001/ses1/T1w.nii.gz", "sub001", "ses1"), ("Proband_01/Verlauf/t1.nii", "Proband_01", "Verlauf"),
+    ("P1/month 6.nii", "P1", "month_6"), ("DELCODE_001_M12_T1.nii.gz", "DELCODE_001", "M12"), ("FRA_AD_001.nii", "FRA_AD_001", "1"),
     ("P01_pre.nii.gz", "P01", "pre"), ("Project_S001_MR1/SCANS/3/NIFTI/t1.nii.gz", "Project_S001", "MR1"),
     ("baseline/001.nii.gz", "001", "baseline"), ("mprage_001.nii.gz", "001", "1"), ("Größe 1/t1.nii.gz", "Größe_1", "1")])
 def test_a_path_alone_says_who_and_when(tmp_path, path, subject, session):
@@ -151,6 +153,19 @@ def test_every_file_that_looks_like_a_scan_is_accounted_for(tmp_path):
         image = read_scan(scan).image
         np.testing.assert_array_equal(image.get_fdata(), VOXELS)
         np.testing.assert_allclose(image.affine, AFFINE)
+
+
+def test_reports_among_dicom_files_are_no_lost_scans(tmp_path):
+    pydicom = pytest.importorskip("pydicom", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
+    write_dicom(BLOCK.slicer[:3], tmp_path / "P01")
+    report = pydicom.Dataset()
+    report.file_meta = pydicom.dataset.FileMetaDataset()
+    report.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    report.SOPClassUID, report.SOPInstanceUID, report.Modality = pydicom.uid.BasicTextSRStorage, "1.2.3", "SR"
+    report.save_as(tmp_path / "P01" / "report.dcm", enforce_file_format=True)
+    (tmp_path / "P01" / "damaged.dcm").write_bytes(b"nothing")
+    scan, = find_scans(tmp_path)
+    assert scan.notes == ("1 of 5 files with it are not used: damaged.dcm is no readable DICOM image. Copy it again",)
 
 
 def test_one_t1w_hides_nothing(tmp_path):

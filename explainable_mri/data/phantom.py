@@ -144,7 +144,7 @@ class Scan:
     atrophy: np.ndarray         # fraction of the grey matter lost in each voxel, float32 (x, y, z)
     hippocampus_volume: float   # grey matter in the hippocampus before noise, both sides, in ml
 
-
+# %% ../../nbs/17_phantom.ipynb #eae674c4
 class Simulator:
     "Makes scans of people on a grid."
 

@@ -101,7 +101,7 @@ def _open(path: Path) -> SpatialImage:
                           "Copy or convert it again.")
     return image
 
-
+# %% ../../nbs/10_volumes.ipynb #d0a7e256
 def _require_file(path: Path) -> None:
     "Raise `VolumeError` unless there is such a file."
     try:

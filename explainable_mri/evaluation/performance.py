@@ -64,7 +64,8 @@ def cautions(
         found.append(f"Few persons were tested ({', '.join(few)}): the numbers below may change much with others.")
     called = set(predicted_labels(task, scans))
     if len(called) == 1:
-        found.append(f"The network calls all {len(scans)} test scans '{called.pop()}'. It has not learnt to tell the classes apart at this threshold.")
+        found.append(f"The network calls all {len(scans)} test scans '{called.pop()}'. "
+                     "It has not learnt to tell the classes apart at this threshold.")
     chance = [name.replace("_", " ") for name, (low, _) in auc_table(task, scans, metrics).items() if low <= 0.5]
     if chance:
         found.append(f"Chance (AUC 0.5) lies within the interval of {', '.join(chance)}: nothing shows that the network learnt this. "

@@ -7,6 +7,7 @@ __all__ = ['explain_table', 'explain_fold', 'read_explanations', 'mean_relevance
            'explanation_figures']
 
 # %% ../../nbs/82_explain.ipynb #602070ef
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..errors import ConfigError
 from .folder import (
     check_experiment, check_inputs, check_seal, load_cohort, open_experiment, read_scans, save_figures, seal, write_table)
 from .train import read_predictions
+from ..explainers.base import ExplanationWarning
 from ..files import read_json, safe_name, write_json
 from ..inference import Model, RelevanceMap, load_model
 from ..report.figures import (
@@ -47,7 +49,11 @@ def explain_table(
         for start in range(0, len(table), settings.batch_size):
             batch = table.iloc[start:start + settings.batch_size]
             maps = model.maps(batch, cache=in_memory)
-            yield from model.explain_maps(maps, settings.explainer.name, settings.target, settings.batch_size, **settings.explainer.params)
+            with warnings.catch_warnings():  # what a warning says of a single map is written down for each, and counted in the report
+                warnings.simplefilter("ignore", ExplanationWarning)
+                found = list(model.explain_maps(maps, settings.explainer.name, settings.target, settings.batch_size,
+                                                **settings.explainer.params))
+            yield from found
             bar.update(len(batch))
 
 # %% ../../nbs/82_explain.ipynb #68413bb1
@@ -75,7 +81,8 @@ def _sums(found: RelevanceMap) -> dict[str, object]:
     "What a map sums to, and what it should, as columns."
     if found.check is None:
         return {}
-    return {"map_sum": found.check.total[0], "expected_sum": found.check.expected[0], "expected_is": found.check.meaning}
+    return {"map_sum": found.check.total[0], "expected_sum": found.check.expected[0], "expected_is": found.check.meaning,
+            "sum_holds": found.check.holds}
 
 
 def _write_maps(config: ExperimentConfig, model: Model, scans: pd.DataFrame, folder: Path) -> None:

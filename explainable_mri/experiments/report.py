@@ -57,7 +57,8 @@ _METRICS = {name: "{:.3f}" for name in ("auc", "balanced_accuracy", "sensitivity
     name: "{:.2f}" for name in ("mae", "bias", "r")}
 _NAMES = {"balanced_accuracy": "balanced accuracy", "auc": "AUC", "ppv": "PPV", "npv": "NPV", "f1": "F1", "mae": "mean absolute error"}
 _ALT = {
-    "cohort": "age, head size, sex and field strength by group", "roc": "ROC curves of the test scans", "confusion": "confusion matrix of the test scans",
+    "cohort": "age, head size, sex and field strength by group", "roc": "ROC curves of the test scans",
+    "confusion": "confusion matrix of the test scans",
     "probabilities": "predicted probabilities of the test scans by group", "estimates": "estimated against true numbers of the test scans",
     "regions": "bar chart of relevance by region", "enrichment": "enrichment of relevance by group",
 }
@@ -94,11 +95,12 @@ def _prediction_section(config: ExperimentConfig, folders: list[Path]) -> Sectio
 # %% ../../nbs/83_report.ipynb #9b0176b6
 def _sum_line(scans: pd.DataFrame) -> str:
     "Whether maps sum to what they explain, in words."
-    if "map_sum" not in scans or scans.expected_sum.isna().all():
+    if not {"map_sum", "sum_holds"} <= set(scans) or scans.expected_sum.isna().all():
         return "This method has no check of its sums."
     share = (scans.map_sum / scans.expected_sum.where(scans.expected_sum != 0)).median()
     return (f"Check of the maps: all {len(scans)} are finite, and the sum of a map is {share:.2f} times {scans.expected_is.iloc[0]} in the median. "
-            "A method that conserves relevance gives 1; biases and the rules of some layers take their share.")
+            "A method that conserves relevance gives 1; biases and the rules of some layers take their share. "
+            f"{int((~scans.sum_holds.astype(bool)).sum())} of them miss by more than the method allows.")
 
 
 def _relevance_section(config: ExperimentConfig, folders: list[Path], figures: dict[str, matplotlib.figure.Figure]) -> Section:
@@ -162,7 +164,8 @@ def _key_figures(config: ExperimentConfig, trained: list[Path], scans: pd.DataFr
     "The numbers at the head of the report."
     last = metrics_table(config, trained).groupby("comparison", sort=False).tail(1)
     if config.task.kind == "regression":
-        return KeyFigures([(f"mean error, {row.comparison}", f"{row.mae:.1f} {config.task.unit}", f"{row.n} test scans") for row in last.itertuples()])
+        return KeyFigures([(f"mean error, {row.comparison}", f"{row.mae:.1f} {config.task.unit}", f"{row.n} test scans")
+                           for row in last.itertuples()])
     predicted = pooled_predictions(config, trained)
     intervals = {name.replace("_", " "): ends for name, ends in
                  auc_table(config.task, predicted, task_metrics(config.task, predicted, predicted)).items()}

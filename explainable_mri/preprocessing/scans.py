@@ -32,7 +32,7 @@ from ..errors import ExplainableMRIError
 from ..files import read_json
 from .dicom import (
     DicomError, Series, choose_series, convert_series, exclusion_reasons, find_contradictions, find_series,
-    find_warnings, is_named_after, read_field_strength, read_headers, unpack)
+    find_warnings, holds_no_image, is_named_after, read_field_strength, read_headers, unpack)
 
 # %% ../../nbs/27_scans.ipynb #99a679dc
 class PrepareError(ExplainableMRIError, ValueError):
@@ -90,7 +90,8 @@ _SHORT = r"(?:[vmywt]\d+|(?:v|tp|mr|scan|wave)[-_ ]?\d+)"
 _VISIT = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"(?:session|visit|visite|timepoint|time|month|mon|year|yr|week|follow-?up|fu|exam)[-_ ]?\d+|"
-    r"ses[-_ ][A-Za-z0-9]+|baseline|bl|screening|scmri|sc|initial|pre|post|before|after|vorher|nachher|"
+    r"ses[-_ ][A-Za-z0-9]+|ses\d+|erstuntersuchung|nachuntersuchung|verlauf|kontrolle|"
+    r"baseline|bl|screening|scmri|sc|initial|pre|post|before|after|vorher|nachher|"
     rf"follow-?up|fu|{_DATE}(?:\d{{6}}(?:_\d{{1,4}}[a-z]?)?)?|"
     rf"\d+[-_ ]?(?:months?|mo|years?|yrs?|weeks?)|{_SHORT})(?![A-Za-z0-9])", re.IGNORECASE)
 _SEQUENCES = ("t1", "t2")  # which are no visits
@@ -391,7 +392,8 @@ def _note_twins(names: list[str], visits: list[list[list[Series]]]) -> list[list
     notes = []
     for name, found in zip(names, visits, strict=True):
         numbers = {number for series in itertools.chain(*found) for number in (series.patient, series.study)}
-        twins = sorted(set().union(*(owners.get(number, set()) for number in numbers)) - {name})
+        same = {other for other in names if identity_key(other) == identity_key(name)}
+        twins = sorted(set().union(*(owners.get(number, set()) for number in numbers)) - same)
         others = ", ".join(twins[:3]) + (f" and {len(twins) - 3} others" if len(twins) > 3 else "")
         notes.append([f"has the patient or study number of {others} too; taken for different people"] * bool(twins))
     return notes
@@ -431,11 +433,18 @@ def _dicom_scans(
     "A scan for each DICOM study, and for each participant whose files look like DICOM and are none."
     folders: dict[tuple[str, str], list[Path]] = {}
     origins: dict[Any, Scan] = {}
+    named: dict[Path | None, Scan | None] = {}
+
+    def name(path: Path, folder: Path | None) -> Scan | None:
+        if folder not in named or folder is None:  # without a pattern the folder says it all
+            named[folder] = _name(root, path.relative_to(root).as_posix(), "", "dicom", (path,), expression)
+        return named[folder]
+
     for path in files:
         below = path.relative_to(root).as_posix()
         if place := {"derivatives", "sourcedata"} & set(path.relative_to(root).parts[:-1]):
             left_out[Path(below).parent.as_posix()] = f"in the folder '{place.pop()}'"
-        elif (scan := _name(root, below, "", "dicom", (path,), expression)) is None:
+        elif (scan := name(path, None if expression else path.parent)) is None:
             left_out[below] = "does not fit the pattern"
         else:
             session = scan.session if f"_ses-{scan.session}" in scan.name else ""
@@ -445,16 +454,16 @@ def _dicom_scans(
             origins[path] = scan
     studies = _find_studies({key: [path for path in paths if path.is_file()] for key, paths in folders.items()})
     scans = list(_study_scans(root, studies, origins))
+    read = {path for scan in scans for path in scan.files}
     for key, paths in folders.items():
-        scans = _note_lost(root, scans, paths, origins[key])
+        scans = _note_lost(root, scans, paths, origins[key], read)
     return scans
 
 
-def _note_lost(root: Path, scans: list[Scan], files: list[Path], origin: Scan) -> list[Scan]:
+def _note_lost(root: Path, scans: list[Scan], files: list[Path], origin: Scan, read: set[Path]) -> list[Scan]:
     "Account for files of one participant and visit that look like DICOM and are none."
-    read = {path for scan in scans for path in scan.files}
     lost = [path for path in files if path not in read
-            and (_why_unreadable(path) or _ending(path, _DICOM) and not read_headers([path]))]
+            and (_why_unreadable(path) or _ending(path, _DICOM) and not read_headers([path]) and not holds_no_image(path))]
     if not lost:
         return scans
     why = _why_unreadable(lost[0]) or "no readable DICOM image. Copy it again"
@@ -728,10 +737,11 @@ def _place_analyze(image: SpatialImage, path: Path) -> tuple[nib.Nifti1Image, li
 # %% ../../nbs/27_scans.ipynb #5fd399ec
 def _hint(path: Path) -> str:
     "What is wrong with the name of a file; empty where it fits the content."
-    try:
-        packed = path.open("rb").read(2) == b"\x1f\x8b"
-    except OSError:
-        return ""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not start:
+        return "it is empty"
+    packed = start == b"\x1f\x8b"
     if packed != path.name.lower().endswith((".gz", ".mgz")):
         return (f"its content is {'' if packed else 'not '}compressed, against its name; name it "
                 f"{_stem(path)}.nii{'.gz' * packed}")

@@ -274,6 +274,15 @@ def _alone(out: Path) -> Iterator[None]:
                            "name another.") from None
 
 
+def _keep_lost_rows(out: Path, table: pd.DataFrame, before: pd.DataFrame) -> None:
+    "Keep the earlier table where rows of it, and what was filled into them, are not in the new one."
+    if lost := sorted(set(before["path"]) - set(table["path"])):
+        with replacing(out / "participants.before.tsv") as partial:
+            before.to_csv(partial, sep="\t", index=False, na_rep="n/a")
+        tqdm.write(f"{len(lost)} rows of the earlier table are not in the new one, such as {lost[0]}. The earlier one is kept: "
+                   f"{out / 'participants.before.tsv'}")
+
+
 def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], sources: dict[str, str | None],
                    known: pd.DataFrame | None, before: pd.DataFrame) -> Prepared:
     """Write table, quality pages and the list of failures; `sources` are the hashes of the files that
@@ -297,6 +306,7 @@ def _write_results(out: Path, scans: Sequence[Scan], failed: dict[str, str], sou
     for (name, record), path, flags in zip(records.items(), table["path"], table["flags"], strict=True):
         if flagged.get(path) != flags or not (out / name / "quality.html").is_file():
             write_quality_page(out / name, record, flags)
+    _keep_lost_rows(out, table, before)
     with replacing(prepared.table) as partial:
         table.to_csv(partial, sep="\t", index=False, na_rep="n/a")
     return prepared

@@ -7,6 +7,7 @@ __all__ = ['GROUP_COLORS', 'relevance_limits', 'plot_relevance', 'group_order', 
            'plot_roc', 'plot_confusion', 'plot_probabilities', 'plot_cohort', 'plot_enrichment', 'plot_correlation']
 
 # %% ../../nbs/70_figures.ipynb #933439d1
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -60,7 +61,10 @@ def plot_relevance(
         raise ValueError(f"The threshold must lie between 0 and vmax; found threshold {lower:g} and vmax {upper:g}.")
     figure = Figure(figsize=(_WIDTH, _HEIGHTS[display]), dpi=90, facecolor="black")
     brain = load_mni152_template(resolution=2) if background is None else to_image(background, grid)
-    with matplotlib.rc_context({"font.size": 9}):
+    if not (np.abs(relevance) >= lower).any():
+        title = f"{title or 'relevance'} (nowhere above the threshold)"
+    with matplotlib.rc_context({"font.size": 9, "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "empty mask")  # slices without relevance
         plotting.plot_stat_map(
             to_image(relevance.astype(np.float32), grid), bg_img=brain, display_mode=display,
             cut_coords=_SLICES[display] if cut_coords is None else cut_coords, threshold=lower, vmin=-upper, vmax=upper,
@@ -68,7 +72,7 @@ def plot_relevance(
             axes=(0.01, 0.01, 0.875, (0.96 if not title else 0.9 if display in ("ortho", "mosaic") else 0.84)))
     _colorbar(figure, lower, upper)
     if title:
-        figure.text(0.012, 0.975, title, color="white", size=11, weight="bold", va="top")
+        figure.text(0.012, 0.975, title, parse_math=False, color="white", size=11, weight="bold", va="top")
     return figure
 
 
@@ -88,7 +92,7 @@ def _colorbar(figure: Figure, lower: float, upper: float) -> None:
 GROUP_COLORS = {"CN": "#0072B2", "SCD": "#56B4E9", "MCI": "#E69F00", "AD": "#D55E00"}
 _OTHER_COLORS = ["#009E73", "#CC79A7", "#56B4E9", "#666666"]
 _STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#666666",
-          "axes.axisbelow": True, "axes.grid": True, "grid.color": "#e4e4e4", "figure.dpi": 90}
+          "axes.axisbelow": True, "axes.grid": True, "grid.color": "#e4e4e4", "figure.dpi": 90, "text.parse_math": False}
 
 
 def group_order(
