@@ -599,7 +599,7 @@ class _PoolRecorder(_Recorder):
         self.records.append((self.given, self.given._version, plain, plain._version, vjp))
         return plain
 
-
+# %% ../../nbs/48_lrp_graph.ipynb #4b43aaec
 _POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 
 
