@@ -26,7 +26,8 @@ from .config import CacheConfig, Component
 from .data.atlases import load_atlas
 from .data.axes import Axes, get_axes
 from .data.cache import load_volumes, residual_maps
-from .data.residuals import ResidualModel
+from .data.cohorts import LIMITS
+from .data.residuals import ResidualModel, check_sizes
 from .data.volumes import GRIDS, Grid, Volume, get_grid, load_volume
 from .environment import progress_bar
 from .errors import ExplainableMRIError
@@ -140,6 +141,8 @@ def _task(classes: Sequence[str] | Mapping[str, Sequence[str]] | None, task: Cla
         raise ModelError("A model needs the names of its classes, such as classes=['CN', 'AD'], or a task; not both.")
     if task is not None:
         return task
+    if isinstance(classes, str) or len(classes) < 2:
+        raise ModelError(f"A model needs the names of two classes or more, such as classes=['CN', 'AD'], not {classes!r}.")
     return Classification(classes={name: list(classes[name]) if isinstance(classes, Mapping) else [name] for name in classes})
 
 
@@ -210,6 +213,9 @@ def predict_maps(
         elif output.units == 1 and output.activation is None:
             raise ModelError("The network gives one number without a sigmoid. For two classes give it two outputs, or end it with a sigmoid; "
                              "for a number give the model task=Regression(target=...).")
+        elif output.activation == "sigmoid" and output.units > 1:
+            raise ModelError(f"The network ends with {output.units} sigmoids, whose values do not exclude each other: they are no "
+                             "probabilities of classes. End it with a softmax, or return the logits.")
         else:
             values = output.probabilities(logits)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -284,13 +290,31 @@ def _explain_batch(model: Model, explainer: Explainer, batch: torch.Tensor, numb
         yield RelevanceMap(sign * one[0].cpu().numpy(), name, check, found.layer)
 
 # %% ../nbs/59_inference.ipynb #2c15a8cc
+def _check_covariates(model: Model, given: Mapping[str, Any]) -> list[str]:
+    "Notes on covariates that are not used; raises `ModelError` for one that is missing, or that no person can have."
+    needed = model.residuals.covariates if model.residuals else []
+    for name in needed:
+        if name not in given:
+            if model.residuals.impute:
+                continue
+            raise ModelError(f"The covariate '{name}' is missing. The model needs {', '.join(needed)}, as in "
+                             f"covariates={{{name!r}: ...}}; it was given: {', '.join(map(str, given)) or 'none'}.")
+        low, high, unit = LIMITS.get(name, (-np.inf, np.inf, ""))
+        value = given[name]
+        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if name in LIMITS and not (number and low <= value <= high):
+            raise ModelError(f"The covariate '{name}' is {value!r}, expected {low:g} to {high:g} {unit}.")
+    return [f"The covariate '{name}' is not used: the model has no use for it." for name in given if name not in needed]
+
+
 def _one(model: Model, scan: Any, covariates: Mapping[str, Any] | None, resample: bool) -> tuple[Volume, np.ndarray, tuple[str, ...]]:
     "A scan, what goes into the network (1, x, y, z), and notes."
+    unused = _check_covariates(model, covariates or {})
     volume = load_volume(scan, model.grid, resample)
-    notes = list(volume.notes)
-    if model.residuals is None and covariates:
-        notes.append(f"The covariates ({', '.join(covariates)}) are not used: the model has no residual model.")
-        warnings.warn(notes[-1], stacklevel=4)
+    unlike = check_sizes(model.residuals, [volume.array]) if isinstance(model.residuals, ResidualModel) else []
+    notes = [*volume.notes, *unused, *filter(None, unlike)]
+    if unused:
+        warnings.warn(unused[0], stacklevel=4)
     table = pd.DataFrame([{"path": str(volume.source or "the scan"), **(covariates or {})}])
     return volume, model_maps(model, table, volume.array[None].copy()), tuple(notes)
 

@@ -16,7 +16,7 @@ from ..config import ExperimentConfig, load_config, make_config
 from ..data.cohorts import Cohort
 from ..errors import ConfigError
 from .explain import explain_fold, read_explanations
-from .folder import load_cohort, trained_folds
+from .folder import check_seal, load_cohort, trained_folds
 from .report import write_experiment_report
 from .train import metrics_table, train_fold
 from ..inference import Model, load_model
@@ -74,7 +74,10 @@ class Experiment:
 
     def metrics(self) -> pd.DataFrame:
         "Metrics of the test scans: columns fold, comparison, n, auc, balanced_accuracy, ...; a row a fold and comparison."
-        return metrics_table(self.config, trained_folds(self.config))
+        folders = trained_folds(self.config)
+        for folder in folders:
+            check_seal(folder)
+        return metrics_table(self.config, folders)
 
     def explain(self, fold: int = 1) -> pd.DataFrame:
         "Explain the test scans of a trained fold; gives a row a scan, with its prediction, `relevance_map` and measures."

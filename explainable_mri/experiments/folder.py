@@ -209,8 +209,8 @@ def check_seal(
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"{path} cannot be used ({error}). Restore it, or delete the folder and run again.") from None
     if changed:
-        raise ConfigError(f"{folder / changed[0]} is not the file that was written there when the work was finished. Restore it, or delete "
-                          f"{folder} and run again.")
+        what = "is not the file that was written there when the work was finished" if (folder / changed[0]).is_file() else "is missing"
+        raise ConfigError(f"{folder / changed[0]} {what}. Restore it, or delete {folder} and run again.")
 
 # %% ../../nbs/80_folder.ipynb #5a5bdc5e
 def trained_folds(

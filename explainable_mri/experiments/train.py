@@ -17,7 +17,7 @@ from ..data.axes import get_axes
 from ..data.cache import load_volumes, residual_maps
 from ..data.cohorts import Cohort
 from ..data.datasets import ScanDataset
-from ..data.residuals import ResidualModel
+from ..data.residuals import ResidualModel, check_sizes
 from ..data.splits import Split
 from ..data.transforms import build_transforms
 from ..environment import describe_environment
@@ -70,6 +70,7 @@ def train_fold(
     labels = config.task.labels(cohort.table)
     volumes = load_volumes(cohort.table, cohort.grid, config.cache)
     residuals = fit_residuals(config, cohort, split, volumes)
+    unlike = check_sizes(residuals, (volumes[row] for row in split.test))
     maps = residual_maps(volumes, cohort.table, cohort.grid, residuals, config.cache)
     open_experiment(config)
     record_inputs(cohort, split, config.covariates, folder / "split.csv")
@@ -78,7 +79,8 @@ def train_fold(
           config.training, folder, loss=config.loss, seed=config.seed, task=config.task,
           metadata={**describe_model(cohort.grid, get_axes(None), residuals),
                     "provenance": {"experiment": config.name, "fold": fold, "config": config.model_dump(mode="json")}})
-    _test(config, load_model(folder), cohort.table.iloc[split.test], maps[split.test], folder)
+    table = cohort.table.iloc[split.test].assign(remark=unlike)
+    _test(config, load_model(folder), table, maps[split.test], folder)
     return folder
 
 # %% ../../nbs/81_train.ipynb #cc6b4ddf
@@ -89,7 +91,8 @@ def _test(config: ExperimentConfig, model: Model, table: pd.DataFrame, maps: np.
     "Write predictions, figures and, last of all, the metrics of the test scans."
     predicted = prediction_table(config.task, model.predict_maps(maps, config.training.batch_size), table.index)
     truth = {} if config.task.kind == "classification" else {config.task.target: config.task.labels(table)}
-    write_table(table[SCAN].assign(**truth).join(predicted), folder / "predictions.csv")
+    remarks = ["remark"] if table.remark.any() else []  # scans unlike those of the training
+    write_table(table[[*SCAN, *remarks]].assign(**truth).join(predicted), folder / "predictions.csv")
     save_figures(training_figures(config, [folder]), folder / "figures")
     write_json(task_metrics(config.task, table, predicted), folder / "metrics.json")
     seal(folder, _FINISHED)
