@@ -306,7 +306,7 @@ def _check_covariates(model: Model, given: Mapping[str, Any]) -> list[str]:
             raise ModelError(f"The covariate '{name}' is {value!r}, expected {low:g} to {high:g} {unit}.")
     return [f"The covariate '{name}' is not used: the model has no use for it." for name in given if name not in needed]
 
-
+# %% ../nbs/59_inference.ipynb #7e305f50
 def _one(model: Model, scan: Any, covariates: Mapping[str, Any] | None, resample: bool) -> tuple[Volume, np.ndarray, tuple[str, ...]]:
     "A scan, what goes into the network (1, x, y, z), and notes."
     unused = _check_covariates(model, covariates or {})

@@ -154,7 +154,7 @@ def test_exceptions_of_the_package_share_the_base():
     strangers = []
     for module in pkgutil.walk_packages(explainable_mri.__path__, "explainable_mri."):
         for name, thing in vars(importlib.import_module(module.name)).items():
-            if inspect.isclass(thing) and issubclass(thing, Exception) and thing.__module__ == module.name \
+            if inspect.isclass(thing) and issubclass(thing, Exception) and not issubclass(thing, Warning) and thing.__module__ == module.name \
                     and not issubclass(thing, xm.ExplainableMRIError) and not name.startswith("_"):
                 strangers.append(f"{module.name}.{name}")
     assert not strangers, f"not derived from ExplainableMRIError: {', '.join(strangers)}"

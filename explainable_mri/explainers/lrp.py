@@ -252,9 +252,11 @@ class LRP(BaseExplainer):
 def _register(name: str) -> None:
     "Enter a composite into the registry of explainers, under the name that iNNvestigate gives it."
 
-    @EXPLAINERS.register(name if name.startswith("deep_taylor") else f"lrp.{name}")
     def build(network: nn.Module, convention: Convention = "innvestigate", **params: Any) -> LRP:
         return LRP(network, name, convention, **params)
+
+    build.__doc__ = COMPOSITES[name].__doc__
+    EXPLAINERS.register(name if name.startswith("deep_taylor") else f"lrp.{name}")(build)
 
 
 for _name in COMPOSITES.names():

@@ -135,97 +135,116 @@ COMPOSITES = Registry("LRP composite")
 # %% ../../nbs/50_lrp_composites.ipynb #913a3260
 @COMPOSITES.register("z", "lrp_0")
 def _z(convention: Convention) -> Composite:
+    "LRP-0: relevance in proportion to contributions, bias included (Bach et al. 2015)."
     return make_composite(convention, Z())
 
 
 @COMPOSITES.register("epsilon")
 def _epsilon(convention: Convention, epsilon: float = 1e-7) -> Composite:
+    "LRP-ε in all layers (Bach et al. 2015)."
     return make_composite(convention, Epsilon(epsilon))
 
 
 @COMPOSITES.register("w_square")
 def _w_square(convention: Convention) -> Composite:
+    "w²: relevance in proportion to squared weights (Montavon et al. 2017)."
     return make_composite(convention, WSquare())
 
 
 @COMPOSITES.register("flat")
 def _flat(convention: Convention) -> Composite:
+    "Flat: relevance spread evenly over a layer's inputs (Lapuschkin et al. 2019)."
     return make_composite(convention, Flat())
 
 
 @COMPOSITES.register("alpha_beta")
 def _alpha_beta(convention: Convention, alpha: float = 2.0, beta: float = 1.0) -> Composite:
+    "LRP-αβ in all layers (Bach et al. 2015)."
     return make_composite(convention, alpha_beta_rule(convention, alpha, beta))
 
 
 @COMPOSITES.register("alpha_1_beta_0")
 def _alpha_1_beta_0(convention: Convention) -> Composite:
+    "LRP-α1β0 in all layers: positive contributions alone."
     return _alpha_beta(convention, 1.0, 0.0)
 
 
 @COMPOSITES.register("alpha_2_beta_1")
 def _alpha_2_beta_1(convention: Convention) -> Composite:
+    "LRP-α2β1 in all layers."
     return _alpha_beta(convention, 2.0, 1.0)
 
 
 @COMPOSITES.register("alpha_1_beta_0_IB", "z_plus")
 def _z_plus(convention: Convention) -> Composite:
+    "z⁺: LRP-α1β0 without the bias (Montavon et al. 2017)."
     return make_composite(convention, ZPlus())
 
 
 @COMPOSITES.register("alpha_2_beta_1_IB")
 def _alpha_2_beta_1_without_bias(convention: Convention) -> Composite:
+    "LRP-α2β1 without the bias."
     return make_composite(convention, AlphaBeta(2.0, 1.0, "none"))
 
 
 @COMPOSITES.register("z_plus_fast")
 def _z_plus_fast(convention: Convention) -> Composite:
+    "z⁺ as for inputs that are not negative."
     return make_composite(convention, ZPlusFast())
 
 # %% ../../nbs/50_lrp_composites.ipynb #1362caa0
 @COMPOSITES.register("sequential_preset_a")
 def _preset_a(convention: Convention, epsilon: float = 1e-10) -> Composite:
+    "LRP-ε in dense layers, LRP-α1β0 in convolutions; the published maps of the Rostock group (Dyrba et al. 2021)."
     return preset(convention, 1.0, 0.0, epsilon)
 
 
 @COMPOSITES.register("sequential_preset_b")
 def _preset_b(convention: Convention, epsilon: float = 1e-10) -> Composite:
+    "LRP-ε in dense layers, LRP-α2β1 in convolutions."
     return preset(convention, 2.0, 1.0, epsilon)
 
 
 @COMPOSITES.register("sequential_preset_a_flat")
 def _preset_a_flat(convention: Convention, epsilon: float = 1e-10) -> Composite:
+    "As sequential_preset_a, with Flat in the first layer."
     return preset(convention, 1.0, 0.0, epsilon, Flat())
 
 
 @COMPOSITES.register("sequential_preset_b_flat")
 def _preset_b_flat(convention: Convention, epsilon: float = 1e-10) -> Composite:
+    "As sequential_preset_b, with Flat in the first layer."
     return preset(convention, 2.0, 1.0, epsilon, Flat())
 
 
 @COMPOSITES.register("sequential_preset_b_flat_until_idx")
 def _preset_b_flat_until(convention: Convention, until_layer_idx: int, epsilon: float = 1e-10) -> Composite:
+    "As sequential_preset_b, with Flat up to a layer."
     return preset(convention, 2.0, 1.0, epsilon, Flat(), until_layer_idx)
 
 
 @COMPOSITES.register("deep_taylor")
 def _deep_taylor(convention: Convention) -> Composite:
+    "Deep Taylor decomposition (Montavon et al. 2017)."
     return deep_taylor(convention)
 
 
 @COMPOSITES.register("deep_taylor.bounded")
 def _deep_taylor_bounded(convention: Convention, low: float, high: float) -> Composite:
+    "Deep Taylor decomposition with bounded inputs."
     return deep_taylor(convention, ZBox(low, high))
 
 # %% ../../nbs/50_lrp_composites.ipynb #d631b435
 @COMPOSITES.register("epsilon_plus")
 def _epsilon_plus(convention: Convention, epsilon: float = 1e-6) -> Composite:
+    "LRP-ε in dense layers, z⁺ in convolutions (Kohlbrenner et al. 2020)."
     return make_composite(convention, Epsilon(epsilon), ZPlus())
 
 
 @COMPOSITES.register("epsilon_gamma_box")
 def _epsilon_gamma_box(convention: Convention, low: float = 0.0, high: float = 1.0, epsilon: float = 1e-6,
                        gamma: float = 0.25) -> Composite:
+    "LRP-ε in dense layers, LRP-γ in convolutions, the box rule in the first layer (Montavon et al. 2019)."
     return make_composite(convention, Epsilon(epsilon), Gamma(gamma), first=ZBox(low, high))
 
 # %% ../../nbs/50_lrp_composites.ipynb #e75bf6f2
