@@ -39,7 +39,7 @@ class OtherWinner(Gradient):
     def forward(self, operation: Operation, *inputs: torch.Tensor) -> tuple[torch.Tensor, tuple]:
         generator = torch.Generator().manual_seed(0)
         noise = [self.noise * x.abs().max() * torch.rand(x.shape, generator=generator).to(x) for x in inputs]
-        _, vjp = Operation(lambda *values: operation(*map(torch.add, values, noise))).vjp(*inputs)
+        _, vjp = Operation(lambda *values: operation.compute(*map(torch.add, values, noise))).vjp(*inputs)
         return operation(*inputs), (vjp,)
 
 # %% ../../nbs/52_lrp_peers.ipynb #c44b3bfa
