@@ -105,16 +105,15 @@ class ScanDataset(Dataset):
         volumes: np.ndarray,                 # maps of the whole cohort (scans, x, y, z), also memory-mapped
         labels: Sequence[int] | Sequence[float],  # class, or number, of each scan of the cohort
         rows: Sequence[int] | None = None,   # rows of the cohort that make up the dataset; None takes all
-        # varies a volume (1, x, y, z) each time it is asked for
-        transform: VolumeTransform | Callable | None = None,
+        transform: VolumeTransform | Callable | None = None,  # varies a volume (1, x, y, z) when asked
     ):
         if len(volumes) != len(labels):
             raise ValueError(f"There are {len(volumes)} volumes, but {len(labels)} labels.")
         self.volumes = volumes
         self.rows = np.arange(len(volumes)) if rows is None else np.asarray(rows)
         labels = np.asarray(labels)
-        self.targets = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)[
-            self.rows]  # the label of each item
+        kind = np.float32 if labels.dtype.kind == "f" else np.int64
+        self.targets = labels.astype(kind)[self.rows]  # the label of each item
         self.transform = transform if transform is None or isinstance(
             transform, VolumeTransform) else FunctionTransform(transform)
 
@@ -124,17 +123,15 @@ class ScanDataset(Dataset):
     def __getitem__(self, item: int) -> dict[str, torch.Tensor | int]:
         row = int(self.rows[item])
         volume = torch.from_numpy(np.array(self.volumes[row], np.float32)[None])
-        if self.transform is not None:
-            volume = self.transform(volume)
-        return {"volume": volume, "label": torch.tensor(self.targets[item]), "row": row}
+        varied = volume if self.transform is None else self.transform(volume)
+        return {"volume": varied, "label": torch.tensor(self.targets[item]), "row": row}
 
     def batch(
         self,
         items: Sequence[int],  # which scans
         seeds: Sequence[int],  # a seed for each of them, from which it is varied
     ) -> dict[str, torch.Tensor]:  # 'volume' (N, 1, x, y, z) float32, 'label' and 'row' (N,) int64
-        """What a data loader makes of the items, when PyTorch's generator has the item's seed for each,
-        with fewer copies."""
+        "What a data loader makes of the items, each drawn with its own seed, with fewer copies."
         rows = self.rows[list(items)]
         _fetch(self.volumes, rows)
         volumes = _empty((len(rows), 1, *self.volumes.shape[1:]))
@@ -143,10 +140,8 @@ class ScanDataset(Dataset):
         else:
             for row, place in zip(rows, volumes.numpy()):
                 place[0] = self.volumes[row]
-        return {
-            "volume": volumes, "label": torch.from_numpy(self.targets[list(items)]),
-            "row": torch.from_numpy(rows)
-        }
+        labels = torch.from_numpy(self.targets[list(items)])
+        return {"volume": volumes, "label": labels, "row": torch.from_numpy(rows)}
 
     def without_transform(self) -> "ScanDataset":
         "The same scans as they are."
