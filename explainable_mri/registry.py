@@ -9,6 +9,7 @@ __all__ = ['COHORTS', 'SPLITS', 'TRANSFORMS', 'NETWORKS', 'LOSSES', 'EXPLAINERS'
 import importlib
 import inspect
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 from .errors import ConfigError, suggest
@@ -20,6 +21,7 @@ class Registry:
     def __init__(self, kind: str, *modules: str):
         self.kind, self._waiting = kind, list(modules)
         self._builders: dict[str, Callable] = {}
+        self._families: dict[str, Callable[[str], Callable]] = {}
 
     def register(
         self,
@@ -40,6 +42,18 @@ class Registry:
 
         return enter
 
+    def register_family(
+        self,
+        pattern: str,  # names of the family, such as "monai.*"
+    ) -> Callable:     # a decorator for a function that makes the builder of any of these names
+        "Enter a function that finds a builder by its name, for names too many to list."
+
+        def enter(finder: Callable[[str], Callable]) -> Callable:
+            self._families[pattern] = finder
+            return finder
+
+        return enter
+
     def _load(self) -> None:
         "Import the modules that hold the parts, once."
         while self._waiting:
@@ -51,12 +65,20 @@ class Registry:
         return sorted(self._builders)
 
     def describe(self) -> dict[str, str]:
-        "The first line of each part's documentation, by name."
-        return {name: (inspect.getdoc(self[name]) or "").partition("\n")[0] for name in self.names()}
+        "The first line of each part's documentation, by name; families follow by their pattern."
+        parts = {name: self[name] for name in self.names()} | self._families
+        return {name: (inspect.getdoc(part) or "").partition("\n")[0] for name, part in parts.items()}
+
+    def __contains__(self, name: str) -> bool:
+        self._load()
+        return name in self._builders or any(fnmatchcase(name, pattern) for pattern in self._families)
 
     def __getitem__(self, name: str) -> Callable:
         self._load()
         if name not in self._builders:
+            for pattern, finder in self._families.items():
+                if fnmatchcase(name, pattern):
+                    return finder(name)
             raise ConfigError(f"There is no {self.kind} named '{name}'. {suggest(name, self._builders)}")
         return self._builders[name]
 
@@ -93,7 +115,7 @@ def _check_arguments(builder: Callable, what: str, args: tuple, params: dict) ->
 COHORTS = Registry("cohort", "data.phantom", "data.cohorts", "data.sources")
 SPLITS = Registry("split", "data.splits")
 TRANSFORMS = Registry("transform", "data.transforms")
-NETWORKS = Registry("network", "models.networks", "models.keras")
+NETWORKS = Registry("network", "models.networks", "models.factory", "models.keras")
 LOSSES = Registry("loss", "training.losses")
 EXPLAINERS = Registry("explainer", "explainers.gradients", "explainers.gradcam", "explainers.lrp")
 MEASURES = Registry("measure", "analysis.measures")
