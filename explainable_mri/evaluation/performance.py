@@ -9,8 +9,6 @@ __all__ = ['FEW', 'auc_interval', 'auc_table', 'cautions']
 import math
 
 import pandas as pd
-from scipy.optimize import brentq
-from scipy.stats import norm
 
 from ..tasks import Classification, predicted_labels
 
@@ -22,6 +20,9 @@ def auc_interval(
     confidence: float = 0.95,  # level of the interval
 ) -> tuple[float, float]:      # its ends; NaN where the area is
     "Confidence interval of an area under the ROC curve, also for areas of 0 and 1 and few persons."
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
     if math.isnan(auc) or positive < 1 or negative < 1:
         return math.nan, math.nan
     z = norm.ppf((1 + confidence) / 2)

@@ -28,8 +28,8 @@ from ..inference import Model, describe_model, load_model
 from ..report.figures import (
     plot_confusion, plot_correlation, plot_history, plot_probabilities, plot_roc)
 from ..tasks import predicted_labels, prediction_columns, prediction_table
+from ..training.checkpoints import best_epoch, read_history
 from ..training.metrics import task_metrics
-from ..training.trainer import best_epoch, read_history, train
 
 # %% ../../nbs/81_train.ipynb #35ccea11
 def _imputes(cohort: Component) -> bool:
@@ -66,6 +66,8 @@ def train_fold(
     if (folder / "metrics.json").exists():
         check_seal(folder)
         return folder
+    from explainable_mri.training.trainer import train
+
     transform = build_transforms(config.transforms, cohort.grid)
     labels = config.task.labels(cohort.table)
     volumes = load_volumes(cohort.table, cohort.grid, config.cache)
