@@ -42,18 +42,6 @@ class Registry:
 
         return enter
 
-    def register_family(
-        self,
-        pattern: str,  # names of the family, such as "monai.*"
-    ) -> Callable:     # a decorator for a function that makes the builder of any of these names
-        "Enter a function that finds a builder by its name, for names too many to list."
-
-        def enter(finder: Callable[[str], Callable]) -> Callable:
-            self._families[pattern] = finder
-            return finder
-
-        return enter
-
     def _load(self) -> None:
         "Import the modules that hold the parts, once."
         while self._waiting:
@@ -68,10 +56,6 @@ class Registry:
         "The first line of each part's documentation, by name; families follow by their pattern."
         parts = {name: self[name] for name in self.names()} | self._families
         return {name: (inspect.getdoc(part) or "").partition("\n")[0] for name, part in parts.items()}
-
-    def __contains__(self, name: str) -> bool:
-        self._load()
-        return name in self._builders or any(fnmatchcase(name, pattern) for pattern in self._families)
 
     def __getitem__(self, name: str) -> Callable:
         self._load()

@@ -98,15 +98,15 @@ def _file_of(volumes: np.ndarray) -> np.ndarray | str:
 
 # %% ../../nbs/23_datasets.ipynb #99a24a7a
 class ScanDataset(Dataset):
-    "Scans with labels: items `{'volume': (1, x, y, z) float32, 'label': int64 or float32, 'row': int}`."
+    "Scans with labels: items `{'volume': (1, x, y, z) float32, 'label': int64 or float32, 'row': int}`, and `covariates` if given."
 
     def __init__(
         self,
         volumes: np.ndarray,                 # maps of the whole cohort (scans, x, y, z), also memory-mapped
         labels: Sequence[int] | Sequence[float],  # class, or number, of each scan of the cohort
         rows: Sequence[int] | None = None,   # rows of the cohort that make up the dataset; None takes all
-        # varies a volume (1, x, y, z) each time it is asked for
-        transform: VolumeTransform | Callable | None = None,
+        transform: VolumeTransform | Callable | None = None,  # varies a volume (1, x, y, z) each time
+        covariates: np.ndarray | None = None,  # second input of the whole cohort (scans, columns), if any
     ):
         if len(volumes) != len(labels):
             raise ValueError(f"There are {len(volumes)} volumes, but {len(labels)} labels.")
@@ -117,6 +117,7 @@ class ScanDataset(Dataset):
             self.rows]  # the label of each item
         self.transform = transform if transform is None or isinstance(
             transform, VolumeTransform) else FunctionTransform(transform)
+        self.covariates = None if covariates is None else np.asarray(covariates, np.float32)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -126,7 +127,11 @@ class ScanDataset(Dataset):
         volume = torch.from_numpy(np.array(self.volumes[row], np.float32)[None])
         if self.transform is not None:
             volume = self.transform(volume)
-        return {"volume": volume, "label": torch.tensor(self.targets[item]), "row": row}
+        return {"volume": volume, "label": torch.tensor(self.targets[item]), "row": row, **self._second_input(row)}
+
+    def _second_input(self, rows: int | np.ndarray) -> dict[str, torch.Tensor]:
+        "The covariates of rows of the cohort, where there are any."
+        return {} if self.covariates is None else {"covariates": torch.from_numpy(self.covariates[rows])}
 
     def batch(
         self,
@@ -145,7 +150,7 @@ class ScanDataset(Dataset):
                 place[0] = self.volumes[row]
         return {
             "volume": volumes, "label": torch.from_numpy(self.targets[list(items)]),
-            "row": torch.from_numpy(rows)
+            "row": torch.from_numpy(rows), **self._second_input(rows)
         }
 
     def without_transform(self) -> "ScanDataset":

@@ -6,9 +6,10 @@
 __all__ = ['FirstOutput', 'check_network', 'argument_names', 'monai_network', 'resnet18_3d', 'densenet121_3d', 'without_imports',
            'own_network', 'CovariateNetwork', 'with_covariates', 'OneInput', 'pack', 'unpack']
 
-# %% ../../nbs/33_factory.ipynb #d8bb4c96
+# %% ../../nbs/33_factory.ipynb #6609a5a1
 import importlib
 import inspect
+import logging
 import os
 import sys
 import warnings
@@ -27,7 +28,7 @@ from ..errors import ConfigError, suggest
 from .networks import build_network
 from ..registry import NETWORKS
 
-# %% ../../nbs/33_factory.ipynb #6c7f2f69
+# %% ../../nbs/33_factory.ipynb #7db8e898
 class FirstOutput(nn.Module):
     "A network that returns several tensors, of which the first are the logits."
 
@@ -48,10 +49,14 @@ class FirstOutput(nn.Module):
 def _shape_of_outputs(network: nn.Module, input_shape: Sequence[int]) -> Any:
     "The shape of what a network returns for two scans; a list of shapes where it returns several tensors."
     modes = {module: module.training for module in network.modules()}
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
     try:
+        logger.setLevel(logging.CRITICAL)  # the caller says what is wrong
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             result = network.eval()(torch.zeros(2, 1, *input_shape))
     finally:
+        logger.setLevel(level)
         for module, training in modes.items():
             module.training = training
     if isinstance(result, (tuple, list)) and result:
@@ -79,7 +84,7 @@ def check_network(
                           "Choose a network that classifies, or set its outputs in model.params.")
     return network
 
-# %% ../../nbs/33_factory.ipynb #86291bc8
+# %% ../../nbs/33_factory.ipynb #88e7e872
 def argument_names(
     builder: Callable,  # class or function
 ) -> list[str]:         # names of its arguments, those that it hands on included
@@ -105,7 +110,7 @@ def _known(input_shape: tuple[int, ...], classes: int) -> dict[str, Any]:
             "classes": classes, "input_shape": input_shape, "img_size": input_shape, "in_shape": (1, *input_shape),
             "out_shape": (classes,), "classification": True, "post_activation": "", "pretrained": False}
 
-# %% ../../nbs/33_factory.ipynb #f887fe82
+# %% ../../nbs/33_factory.ipynb #5ec9af96
 _DOWNLOADING = ("Transchex", "BertPreTrainedModel", "MILModel", "TorchVisionFCModel")  # fetch weights from elsewhere
 
 
@@ -129,11 +134,11 @@ def _arguments(what: str, builder: Callable, params: Mapping[str, Any], known: M
     if wrong := [name for name in params if name not in names]:
         raise ConfigError(f"{what} takes no argument '{wrong[0]}'. {suggest(wrong[0], names)}")
     if params.get("pretrained"):
-        raise ConfigError(f"{what} downloads nothing. Fetch the weights yourself and give the file as model.pretrained.")
+        raise ConfigError(f"{what} downloads nothing. Take pretrained out of model.params.")
     given = {name: value for name, value in known.items() if name in names}
     return given | {name: tuple(value) if isinstance(value, list) else value for name, value in params.items() if name != "pretrained"}
 
-# %% ../../nbs/33_factory.ipynb #6f257b4b
+# %% ../../nbs/33_factory.ipynb #85e7a7f3
 def _call(what: str, builder: Callable, arguments: dict[str, Any]) -> nn.Module:
     "Build a network; raises `ConfigError` with the reason where that fails."
     try:
@@ -162,7 +167,7 @@ def monai_network(
     build.__module__ = "monai.networks.nets"
     return build
 
-# %% ../../nbs/33_factory.ipynb #14db8753
+# %% ../../nbs/33_factory.ipynb #359517ad
 @NETWORKS.register("resnet18_3d")
 def resnet18_3d(
     input_shape: Sequence[int],  # size of a scan (x, y, z), in voxels; any size of at least 16 will do
@@ -181,7 +186,7 @@ def densenet121_3d(
     "MONAI's 3D DenseNet with 121 layers (Huang et al. 2017), 11 million parameters."
     return _monai_class("DenseNet121")(spatial_dims=len(input_shape), in_channels=1, out_channels=classes, dropout_prob=dropout)
 
-# %% ../../nbs/33_factory.ipynb #e602e1b2
+# %% ../../nbs/33_factory.ipynb #348ccd9c
 _MAY_IMPORT = ContextVar("may_import", default=True)
 
 
@@ -212,27 +217,27 @@ def _import(module: str) -> Any:
     finally:
         sys.path.remove(here)
 
-# %% ../../nbs/33_factory.ipynb #ab137868
+# %% ../../nbs/33_factory.ipynb #be27fc7f
 @NETWORKS.register_family("*:*")
 def own_network(
     name: str,   # such as our_networks:Net
 ) -> Callable:   # builder: input_shape, classes and arguments of one's own to a network
     "A network of one's own, by module and class or function, such as our_networks:Net."
     module, _, attribute = name.partition(":")
+    holder, what = _import(module), f"The network '{name}'"
+    found = getattr(holder, attribute, None)
+    if not callable(found):
+        names = [one for one, value in vars(holder).items() if callable(value) and getattr(value, "__module__", "") == module]
+        raise ConfigError(f"The module '{module}' has no class or function '{attribute}'. {suggest(attribute, names)}")
 
     def build(input_shape: Sequence[int], classes: int = 2, **params: Any) -> nn.Module:
-        holder, what = _import(module), f"The network '{name}'"
-        found = getattr(holder, attribute, None)
-        if not callable(found):
-            names = [one for one, value in vars(holder).items() if callable(value) and getattr(value, "__module__", "") == module]
-            raise ConfigError(f"The module '{module}' has no class or function '{attribute}'. {suggest(attribute, names)}")
         network = _call(what, found, _arguments(what, found, params, _known(tuple(input_shape), classes)))
         return check_network(network, name, input_shape, classes)
 
     build.__module__ = module
     return build
 
-# %% ../../nbs/33_factory.ipynb #a82fee98
+# %% ../../nbs/33_factory.ipynb #6b592c46
 class CovariateNetwork(nn.Module):
     "A network with two inputs, a scan and covariates."
 
@@ -271,7 +276,7 @@ def with_covariates(
     image = network if isinstance(network, Component) else Component(**network)
     return CovariateNetwork(image.build(NETWORKS, input_shape=tuple(input_shape), classes=features), features, covariates, units, classes)
 
-# %% ../../nbs/33_factory.ipynb #3aa6b63c
+# %% ../../nbs/33_factory.ipynb #7e17d73b
 class OneInput(nn.Module):
     "A network of scan and covariates as one with a single input (N, 2, x, y, z); see `pack`."
 
@@ -279,15 +284,18 @@ class OneInput(nn.Module):
         self,
         network: nn.Module,  # logits from volumes (N, 1, x, y, z) and covariates (N, covariates)
         covariates: int,     # number of columns that the covariates make up
+        to_network: Callable[[torch.Tensor], torch.Tensor] | None = None,  # turns volumes as the network has its axes
     ):
         super().__init__()
-        self.network, self.covariates = network, covariates
+        self.network, self.covariates, self.to_network = network, covariates, to_network
 
     def forward(
         self,
         packed: torch.Tensor,  # (N, 2, x, y, z), the covariates in the first voxels of the second channel
     ) -> torch.Tensor:         # logits (N, classes)
-        return self.network(packed[:, :1], packed[:, 1, 0, 0, : self.covariates])
+        volumes = packed[:, :1]
+        volumes = volumes if self.to_network is None else self.to_network(volumes)
+        return self.network(volumes, packed[:, 1, 0, 0, : self.covariates])
 
 
 def pack(

@@ -100,7 +100,7 @@ class NetworkTraining(lightning.LightningModule):
         super().__init__()
         self.network, self.loss, self.task = network, loss, task
         self.learning_rate, self.seed, self.metadata = learning_rate, seed, metadata
-        self.augmentation = None  # varies training batches on the device, where it is not done in the data loader
+        self.augmentation = None  # varies batches on the device, where the data loader does not
         self.metrics = _validation_metrics(task)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -115,11 +115,19 @@ class NetworkTraining(lightning.LightningModule):
             return batch
         return batch | {"volume": self.augmentation.batch(batch["volume"], batch["seed"].tolist())}
 
+    def outputs(
+        self,
+        batch: dict[str, torch.Tensor],  # volume (N, 1, x, y, z), and covariates (N, columns) where the network takes them
+    ) -> torch.Tensor:                   # (N, classes or 1)
+        "Apply the network to a batch."
+        others = [batch["covariates"]] if "covariates" in batch else []
+        return self.network(batch["volume"], *others)
+
     def on_train_batch_start(self, batch: dict, batch_index: int) -> None:
         torch.manual_seed(_seed(self.seed, self.current_epoch, batch_index, self.global_rank))
 
     def training_step(self, batch: dict, batch_index: int) -> torch.Tensor:
-        loss = self.loss(self.network(batch["volume"]), batch["label"])
+        loss = self.loss(self.outputs(batch), batch["label"])
         if not torch.isfinite(loss):
             raise TrainingError(f"The loss is {loss.item()} in epoch {self.current_epoch + 1}. Check the volumes for "
                                 f"NaN and extreme values, or lower training.learning_rate, now {self.learning_rate}.")
@@ -127,7 +135,7 @@ class NetworkTraining(lightning.LightningModule):
         return loss + l2_penalty(self.network)
 
     def validation_step(self, batch: dict, batch_index: int) -> None:
-        outputs, labels = self.network(batch["volume"]), batch["label"]
+        outputs, labels = self.outputs(batch), batch["label"]
         said = outputs.float().squeeze(1) if self.task.kind == "regression" else outputs.float().softmax(dim=1)
         self.metrics.update(said, labels)
         self.log("validation_loss", self.loss(outputs, labels), batch_size=len(labels), sync_dist=True)
