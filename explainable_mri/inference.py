@@ -137,7 +137,7 @@ class OnGrid(nn.Module):
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
         return self.network(self.axes.to_network(volumes))
 
-# %% ../nbs/59_inference.ipynb #cfe41ed7
+# %% ../nbs/59_inference.ipynb #1ea9bd22
 @dataclass(frozen=True)
 class SecondInput:
     "How covariates become what a network sees beside the scan."
@@ -282,7 +282,7 @@ def model_maps(
     volumes = load_volumes(table, model.grid, cache) if volumes is None else volumes
     return volumes if model.residuals is None else residual_maps(volumes, table, model.grid, model.residuals, cache)
 
-# %% ../nbs/59_inference.ipynb #baa88ae4
+# %% ../nbs/59_inference.ipynb #30ef3833
 def predict_maps(
     model: Model,          # the model
     maps: np.ndarray,      # from `model_maps` (N, x, y, z)
@@ -391,12 +391,16 @@ def _explain_batch(model: Model, explainer: Explainer, batch: torch.Tensor, numb
 # %% ../nbs/59_inference.ipynb #2c15a8cc
 def _check_covariates(model: Model, given: Mapping[str, Any]) -> list[str]:
     "Notes on covariates that are not used; raises `ModelError` for one that is missing, or that no person can have."
-    needed = list(dict.fromkeys([*(model.residuals.covariates if model.residuals else []), *(model.covariates.covariates if model.covariates else [])]))
-    strict = [*(model.residuals.covariates if model.residuals and not model.residuals.impute else []),
-              *(model.covariates.covariates if model.covariates and model.covariates.design.means is None else [])]
+    may_lack = {}  # whether a gap is filled, by covariate
+    if model.residuals:
+        may_lack |= dict.fromkeys(model.residuals.covariates, model.residuals.impute)
+    if model.covariates:
+        filled = model.covariates.design.means is not None
+        may_lack |= {name: filled and may_lack.get(name, True) for name in model.covariates.covariates}
+    needed = list(may_lack)
     for name in needed:
         if name not in given:
-            if name not in strict:
+            if may_lack[name]:
                 continue
             raise ModelError(f"The covariate '{name}' is missing. The model needs {', '.join(needed)}, as in "
                              f"covariates={{{name!r}: ...}}; it was given: {', '.join(map(str, given)) or 'none'}.")
@@ -435,7 +439,7 @@ def _prediction(model: Model, one: _OneScan) -> Prediction:
     "What a model says about a scan."
     return Prediction(model.task, tuple(map(float, predict_maps(model, one.maps, covariates=one.covariates)[0])), one.notes)
 
-# %% ../nbs/59_inference.ipynb #02ce66fa
+# %% ../nbs/59_inference.ipynb #d02db7a5
 def predict_scan(
     model: Model,                  # the model
     scan: Any,                     # path of a NIfTI file, a Volume, or an image of nibabel, nilearn or TorchIO, on the model's grid

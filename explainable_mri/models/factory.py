@@ -6,7 +6,7 @@
 __all__ = ['FirstOutput', 'check_network', 'argument_names', 'monai_network', 'resnet18_3d', 'densenet121_3d', 'without_imports',
            'own_network', 'CovariateNetwork', 'with_covariates', 'OneInput', 'pack', 'unpack']
 
-# %% ../../nbs/33_factory.ipynb #6609a5a1
+# %% ../../nbs/33_factory.ipynb #c1c65c96
 import importlib
 import inspect
 import logging
@@ -28,7 +28,7 @@ from ..errors import ConfigError, suggest
 from .networks import build_network
 from ..registry import NETWORKS
 
-# %% ../../nbs/33_factory.ipynb #7db8e898
+# %% ../../nbs/33_factory.ipynb #a3b0dfa7
 class FirstOutput(nn.Module):
     "A network that returns several tensors, of which the first are the logits."
 
@@ -75,7 +75,8 @@ def check_network(
         found = _shape_of_outputs(network, input_shape)
     except Exception as error:  # whatever another's code raises
         size = "×".join(map(str, input_shape))
-        raise ConfigError(f"The network '{name}' cannot be applied to scans of {size} voxels: {str(error).splitlines()[0] if str(error) else error!r} "
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise ConfigError(f"The network '{name}' cannot be applied to scans of {size} voxels: {reason} "
                           "Change model.params, or choose another grid.") from None
     if isinstance(found, list) and found and found[0] == (2, classes):
         return FirstOutput(network)
@@ -84,7 +85,7 @@ def check_network(
                           "Choose a network that classifies, or set its outputs in model.params.")
     return network
 
-# %% ../../nbs/33_factory.ipynb #88e7e872
+# %% ../../nbs/33_factory.ipynb #a96d4365
 def argument_names(
     builder: Callable,  # class or function
 ) -> list[str]:         # names of its arguments, those that it hands on included
@@ -110,7 +111,7 @@ def _known(input_shape: tuple[int, ...], classes: int) -> dict[str, Any]:
             "classes": classes, "input_shape": input_shape, "img_size": input_shape, "in_shape": (1, *input_shape),
             "out_shape": (classes,), "classification": True, "post_activation": "", "pretrained": False}
 
-# %% ../../nbs/33_factory.ipynb #5ec9af96
+# %% ../../nbs/33_factory.ipynb #f6a4d71c
 _DOWNLOADING = ("Transchex", "BertPreTrainedModel", "MILModel", "TorchVisionFCModel")  # fetch weights from elsewhere
 
 
@@ -138,7 +139,7 @@ def _arguments(what: str, builder: Callable, params: Mapping[str, Any], known: M
     given = {name: value for name, value in known.items() if name in names}
     return given | {name: tuple(value) if isinstance(value, list) else value for name, value in params.items() if name != "pretrained"}
 
-# %% ../../nbs/33_factory.ipynb #85e7a7f3
+# %% ../../nbs/33_factory.ipynb #e18a1f1a
 def _call(what: str, builder: Callable, arguments: dict[str, Any]) -> nn.Module:
     "Build a network; raises `ConfigError` with the reason where that fails."
     try:
@@ -167,7 +168,7 @@ def monai_network(
     build.__module__ = "monai.networks.nets"
     return build
 
-# %% ../../nbs/33_factory.ipynb #359517ad
+# %% ../../nbs/33_factory.ipynb #1474052e
 @NETWORKS.register("resnet18_3d")
 def resnet18_3d(
     input_shape: Sequence[int],  # size of a scan (x, y, z), in voxels; any size of at least 16 will do
@@ -186,7 +187,7 @@ def densenet121_3d(
     "MONAI's 3D DenseNet with 121 layers (Huang et al. 2017), 11 million parameters."
     return _monai_class("DenseNet121")(spatial_dims=len(input_shape), in_channels=1, out_channels=classes, dropout_prob=dropout)
 
-# %% ../../nbs/33_factory.ipynb #348ccd9c
+# %% ../../nbs/33_factory.ipynb #c132c03c
 _MAY_IMPORT = ContextVar("may_import", default=True)
 
 
@@ -217,7 +218,7 @@ def _import(module: str) -> Any:
     finally:
         sys.path.remove(here)
 
-# %% ../../nbs/33_factory.ipynb #be27fc7f
+# %% ../../nbs/33_factory.ipynb #afaa35e7
 @NETWORKS.register_family("*:*")
 def own_network(
     name: str,   # such as our_networks:Net
@@ -237,7 +238,7 @@ def own_network(
     build.__module__ = module
     return build
 
-# %% ../../nbs/33_factory.ipynb #6b592c46
+# %% ../../nbs/33_factory.ipynb #d5e73c98
 class CovariateNetwork(nn.Module):
     "A network with two inputs, a scan and covariates."
 
@@ -276,7 +277,7 @@ def with_covariates(
     image = network if isinstance(network, Component) else Component(**network)
     return CovariateNetwork(image.build(NETWORKS, input_shape=tuple(input_shape), classes=features), features, covariates, units, classes)
 
-# %% ../../nbs/33_factory.ipynb #7e17d73b
+# %% ../../nbs/33_factory.ipynb #d15b0a20
 class OneInput(nn.Module):
     "A network of scan and covariates as one with a single input (N, 2, x, y, z); see `pack`."
 
