@@ -137,7 +137,7 @@ class OnGrid(nn.Module):
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
         return self.network(self.axes.to_network(volumes))
 
-# %% ../nbs/59_inference.ipynb #1ea9bd22
+# %% ../nbs/59_inference.ipynb #15d18be9
 @dataclass(frozen=True)
 class SecondInput:
     "How covariates become what a network sees beside the scan."
@@ -282,7 +282,7 @@ def model_maps(
     volumes = load_volumes(table, model.grid, cache) if volumes is None else volumes
     return volumes if model.residuals is None else residual_maps(volumes, table, model.grid, model.residuals, cache)
 
-# %% ../nbs/59_inference.ipynb #30ef3833
+# %% ../nbs/59_inference.ipynb #1e722b93
 def predict_maps(
     model: Model,          # the model
     maps: np.ndarray,      # from `model_maps` (N, x, y, z)
@@ -439,7 +439,7 @@ def _prediction(model: Model, one: _OneScan) -> Prediction:
     "What a model says about a scan."
     return Prediction(model.task, tuple(map(float, predict_maps(model, one.maps, covariates=one.covariates)[0])), one.notes)
 
-# %% ../nbs/59_inference.ipynb #d02db7a5
+# %% ../nbs/59_inference.ipynb #532fd779
 def predict_scan(
     model: Model,                  # the model
     scan: Any,                     # path of a NIfTI file, a Volume, or an image of nibabel, nilearn or TorchIO, on the model's grid

@@ -96,8 +96,27 @@ def _file_of(volumes: np.ndarray) -> np.ndarray | str:
     whole = file and str(file).endswith(".npy") and os.path.getsize(file) == volumes.offset + volumes.nbytes
     return str(file) if whole else volumes
 
+# %% ../../nbs/23_datasets.ipynb #e22981a6
+def _second_input(dataset: "ScanDataset", rows: int | np.ndarray) -> dict[str, torch.Tensor]:
+    "The covariates of rows of the cohort, where the network sees any."
+    if dataset.covariates is None:
+        return {}
+    return {"covariates": torch.from_numpy(dataset.covariates[rows])}
+
+
+class _PickledByName:
+    "A dataset whose mapped volumes are pickled as the name of their file."
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"volumes": _file_of(self.volumes)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.volumes, str):
+            self.volumes = np.load(self.volumes, mmap_mode="r")
+
 # %% ../../nbs/23_datasets.ipynb #99a24a7a
-class ScanDataset(Dataset):
+class ScanDataset(_PickledByName, Dataset):
     "Scans with labels: items `{'volume': (1, x, y, z) float32, 'label': int64 or float32, 'row': int}`, and `covariates` if given."
 
     def __init__(
@@ -105,7 +124,7 @@ class ScanDataset(Dataset):
         volumes: np.ndarray,                 # maps of the whole cohort (scans, x, y, z), also memory-mapped
         labels: Sequence[int] | Sequence[float],  # class, or number, of each scan of the cohort
         rows: Sequence[int] | None = None,   # rows of the cohort that make up the dataset; None takes all
-        transform: VolumeTransform | Callable | None = None,  # varies a volume (1, x, y, z) each time
+        transform: VolumeTransform | Callable | None = None,  # varies a volume (1, x, y, z) when asked
         covariates: np.ndarray | None = None,  # second input of the whole cohort (scans, columns), if any
     ):
         if len(volumes) != len(labels):
@@ -113,8 +132,8 @@ class ScanDataset(Dataset):
         self.volumes = volumes
         self.rows = np.arange(len(volumes)) if rows is None else np.asarray(rows)
         labels = np.asarray(labels)
-        self.targets = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)[
-            self.rows]  # the label of each item
+        kind = np.float32 if labels.dtype.kind == "f" else np.int64
+        self.targets = labels.astype(kind)[self.rows]  # the label of each item
         self.transform = transform if transform is None or isinstance(
             transform, VolumeTransform) else FunctionTransform(transform)
         self.covariates = None if covariates is None else np.asarray(covariates, np.float32)
@@ -125,21 +144,16 @@ class ScanDataset(Dataset):
     def __getitem__(self, item: int) -> dict[str, torch.Tensor | int]:
         row = int(self.rows[item])
         volume = torch.from_numpy(np.array(self.volumes[row], np.float32)[None])
-        if self.transform is not None:
-            volume = self.transform(volume)
-        return {"volume": volume, "label": torch.tensor(self.targets[item]), "row": row, **self._second_input(row)}
-
-    def _second_input(self, rows: int | np.ndarray) -> dict[str, torch.Tensor]:
-        "The covariates of rows of the cohort, where there are any."
-        return {} if self.covariates is None else {"covariates": torch.from_numpy(self.covariates[rows])}
+        varied = volume if self.transform is None else self.transform(volume)
+        return {"volume": varied, "label": torch.tensor(self.targets[item]), "row": row,
+                **_second_input(self, row)}
 
     def batch(
         self,
         items: Sequence[int],  # which scans
         seeds: Sequence[int],  # a seed for each of them, from which it is varied
     ) -> dict[str, torch.Tensor]:  # 'volume' (N, 1, x, y, z) float32, 'label' and 'row' (N,) int64
-        """What a data loader makes of the items, when PyTorch's generator has the item's seed for each,
-        with fewer copies."""
+        "What a data loader makes of the items, each drawn with its own seed, with fewer copies."
         rows = self.rows[list(items)]
         _fetch(self.volumes, rows)
         volumes = _empty((len(rows), 1, *self.volumes.shape[1:]))
@@ -148,24 +162,15 @@ class ScanDataset(Dataset):
         else:
             for row, place in zip(rows, volumes.numpy()):
                 place[0] = self.volumes[row]
-        return {
-            "volume": volumes, "label": torch.from_numpy(self.targets[list(items)]),
-            "row": torch.from_numpy(rows), **self._second_input(rows)
-        }
+        labels = torch.from_numpy(self.targets[list(items)])
+        return {"volume": volumes, "label": labels, "row": torch.from_numpy(rows),
+                **_second_input(self, rows)}
 
     def without_transform(self) -> "ScanDataset":
         "The same scans as they are."
         plain = copy.copy(self)
         plain.transform = None
         return plain
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"volumes": _file_of(self.volumes)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(self.volumes, str):
-            self.volumes = np.load(self.volumes, mmap_mode="r")
 
 # %% ../../nbs/23_datasets.ipynb #dc27b4ff
 @runtime_checkable

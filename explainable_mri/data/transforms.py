@@ -244,13 +244,9 @@ def _library(name: str) -> tuple[type[_FromSeed], Registry] | None:
 class Augmentation(VolumeTransform):
     "Transforms, one after the other."
 
-    def __init__(
-        self,
-        transforms: Sequence[Transform],  # in the order of application
-    ):
+    def __init__(self, transforms: Sequence[Transform]):  # in the order of application
         self.transforms = list(transforms)
-        self.on_device = all(transform.on_device
-                             for transform in transforms)  # whether `batch` works on any device
+        self.on_device = all(transform.on_device for transform in transforms)  # `batch` works on any device
 
     def __call__(
         self,
@@ -291,8 +287,7 @@ class Augmentation(VolumeTransform):
     def _apply(self, volumes: torch.Tensor, draws: list[list[Any]]) -> torch.Tensor:
         "Apply what was drawn for each volume."
         varied = volumes
-        for moving, steps in groupby(zip(self.transforms, zip(*draws)),
-                                     lambda step: isinstance(step[0], Move)):
+        for moving, steps in groupby(zip(self.transforms, zip(*draws)), lambda step: isinstance(step[0], Move)):
             transforms, drawn = zip(*steps)
             if moving:
                 varied = _move(varied, transforms, drawn)
@@ -300,10 +295,9 @@ class Augmentation(VolumeTransform):
                 for transform, each in zip(transforms, drawn):
                     varied = transform.apply(varied, each)
         if varied.shape != volumes.shape:
-            raise ConfigError(f"The transforms turn volumes of {tuple(volumes.shape[2:])} voxels into "
-                              f"{tuple(varied.shape[2:])}. The network needs the size to stay: leave out "
-                              "transforms that crop, "
-                              "pad or resize, or make up for them by another one in the list.")
+            raise ConfigError(
+                f"The transforms turn volumes of {tuple(volumes.shape[2:])} voxels into {tuple(varied.shape[2:])}. "
+                "The network needs the size to stay: leave out transforms that crop, pad or resize, or make up for them.")
         return varied
 
 # %% ../../nbs/24_transforms.ipynb #47394447

@@ -100,7 +100,7 @@ def train_fold(
     _test(config, load_model(folder), table, maps[split.test], folder)
     return folder
 
-# %% ../../nbs/81_train.ipynb #cc6b4ddf
+
 _FINISHED = ["best.ckpt", "split.csv", "history.csv", "predictions.csv", "metrics.json", "environment.json"]
 
 
