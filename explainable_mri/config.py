@@ -116,7 +116,8 @@ class EvaluationConfig(_Section):
     baselines: list[Component] = Field(
         [Component(name="region_volume"), Component(name="regional_volumes"), Component(name="linear_maps")],
         description="simpler models on the same folds, by name")
-    subgroups: list[str] = Field(["sex"], description="columns of the cohort by whose values metrics are given, too; a number is halved at its median")
+    subgroups: list[str] = Field(["sex"], description="columns of the cohort by whose values metrics are given, too; a number is halved at "
+                                 "its median")
     replicates: int = Field(1000, ge=100, le=100_000, description="draws of persons for intervals")
 
 # %% ../nbs/06_config.ipynb #a5da60d3
