@@ -26,6 +26,7 @@ from .explain import (
     enrichments, explanation_figures, mean_relevance, read_explanations, read_group, region_volumes)
 from .folder import (
     check_experiment, check_inputs, check_seal, explained_folds, fold_number, load_cohort, trained_folds)
+from .results import study_figures, study_tables
 from .train import metrics_table, pooled_predictions, training_figures
 from ..files import read_json
 from ..report.documents import Figure, KeyFigures, Section, Table, Text, write_report
@@ -60,7 +61,9 @@ _ALT = {
     "cohort": "age, head size, sex and field strength by group", "roc": "ROC curves of the test scans",
     "confusion": "confusion matrix of the test scans",
     "probabilities": "predicted probabilities of the test scans by group", "estimates": "estimated against true numbers of the test scans",
-    "regions": "bar chart of relevance by region", "enrichment": "enrichment of relevance by group",
+    "roc with bands": "ROC curves of all test scans with bands over persons", "precision and recall": "precision against recall of all test scans",
+    "reliability": "share of patients against what was said of them", "regions": "bar chart of relevance by region",
+    "enrichment": "enrichment of relevance by group",
 }
 
 
@@ -91,6 +94,56 @@ def _prediction_section(config: ExperimentConfig, folders: list[Path]) -> Sectio
     return Section("Predictions for unseen scans", [
         Text("\n\n".join(words)), Table(table, "Metrics of the test scans.", formats=_METRICS, names=_NAMES),
         *_figures(training_figures(config, folders))])
+
+# %% ../../nbs/84_report.ipynb #01c969d0
+_STUDY = {  # table: title of its section, caption
+    "metrics": (
+        "All folds together", "Mean and standard deviation over folds, and the value for all test persons together (pooled) with "
+        "a 95 % interval over persons, who are drawn with all their scans."),
+    "calibration": (
+        "Does the likelihood hold?", "Brier score, log-loss and expected calibration error of the network's probability and of the "
+        "calibrated likelihood, for all patients against all controls, with 95 % intervals over persons; less is better."),
+    "baselines": (
+        "Against what is simpler", "AUC of the network and of logistic regressions on the same test scans, fitted on the same "
+        "training scans; difference with 95 % interval and DeLong's p over persons."),
+    "subgroups": ("For whom does it hold?", "All patients against all controls, by subgroup, with 95 % intervals over persons."),
+    "misclassified": (
+        "Misclassified scans", "The test scans whose class was called wrongly at a probability of 0.5, the surest errors first."),
+    "folds": ("How it was made", "Sizes of the parts, epochs and durations of each fold."),
+}
+
+
+def _with_interval(table: pd.DataFrame) -> pd.DataFrame:
+    "Join each value and its ends to one cell, such as 0.91 (0.85 to 0.95)."
+    table = table.copy()
+    for name in [name for name in table if {f"{name}_low", f"{name}_high"} <= set(table)]:
+        low, high = table.pop(f"{name}_low"), table.pop(f"{name}_high")
+        table[name] = [f"{value:.2f} ({a:.2f} to {b:.2f})" for value, a, b in zip(table[name], low, high)]
+    return table
+
+
+def _metric_cells(table: pd.DataFrame) -> pd.DataFrame:
+    "The table of metrics with a cell for each comparison's mean ± sd and pooled value with interval."
+    digits = table.metric.isin(["mae", "bias"]).map({True: "1f", False: "3f"})
+    spread = [f"{mean:.{d}} ± {sd:.{d}}" if folds > 1 else "one fold" for mean, sd, folds, d in
+              zip(table["mean"], table["sd"], table.folds, digits)]
+    pooled = [f"{value:.{d}} ({low:.{d}} to {high:.{d}})" for value, low, high, d in zip(table.pooled, table.low, table.high, digits)]
+    return pd.DataFrame({"comparison": table.comparison, "metric": table.metric.map(lambda name: _NAMES.get(name, name)),
+                         "mean ± sd over folds": spread, "pooled (95 % interval)": pooled, "persons": table.persons, "scans": table.scans})
+
+
+def _study_sections(config: ExperimentConfig, folders: list[Path], cohort: Cohort) -> list[Section]:
+    "The tables and figures of a study, each in a section of its own."
+    tables, figures, sections = study_tables(config, folders, cohort), study_figures(config, folders, cohort), []
+    shown = {"metrics": ["roc with bands", "precision and recall"], "calibration": ["reliability"]}
+    for name, (title, caption) in _STUDY.items():
+        if name in tables:
+            table = _metric_cells(tables[name]) if name == "metrics" else _with_interval(tables[name])
+            drawn = {one: figures[one] for one in shown.get(name, []) if one in figures}
+            formats = {column: form for column, form in (_METRICS | {"difference": "{:+.3f}", "minutes": "{:.1f}"}).items()
+                       if column in table and pd.api.types.is_numeric_dtype(table[column])}
+            sections.append(Section(title, [Table(table, caption, formats=formats, names=_NAMES), *_figures(drawn)]))
+    return sections
 
 # %% ../../nbs/84_report.ipynb #9b0176b6
 def _sum_line(scans: pd.DataFrame) -> str:
@@ -197,7 +250,7 @@ def write_experiment_report(
     trained, explained, cohort = trained_folds(config), explained_folds(config), load_cohort(config)
     for folder in trained:
         check_inputs(config, cohort, fold_number(folder))
-    sections = [_cohort_section(config, cohort), _prediction_section(config, trained)]
+    sections = [_cohort_section(config, cohort), _prediction_section(config, trained), *_study_sections(config, trained, cohort)]
     scans = read_explanations(explained) if explained else None
     if scans is not None:
         figures = explanation_figures(config, explained)
