@@ -19,7 +19,6 @@ import numpy as np
 from isal import igzip, isal_zlib
 from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
-from nilearn.image import resample_img
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from ..errors import ExplainableMRIError
@@ -422,6 +421,8 @@ def load_map(
 ) -> Volume:                  # float32, axes x, y, z in RAS+
     """Read a map, which may be 0 everywhere; raises `VolumeError` for a file that is damaged or on another
     grid."""
+    from nilearn.image import resample_img
+
     image, path = _as_image(image)
     name, grid = str(path or "The image"), Grid.from_image(image) if grid is None else get_grid(grid)
     cropped = False if resample else _require_grid(image, name, grid)

@@ -20,16 +20,20 @@ from ..data.datasets import ScanDataset
 from ..data.residuals import ResidualModel, check_sizes
 from ..data.splits import Split
 from ..data.transforms import build_transforms
+from ..data.volumes import get_grid
 from ..environment import describe_environment
+from ..evaluation.baselines import fit_baseline
+from ..evaluation.calibration import LIKELIHOOD, calibration_values, fit_calibration, youden_threshold
 from .folder import (
     SCAN, check_experiment, check_inputs, check_seal, load_cohort, open_experiment, read_scans, record_inputs, save_figures, seal, split_cohort, write_table)
 from ..files import read_json, write_json
 from ..inference import Model, describe_model, load_model
+from ..registry import BASELINES
 from ..report.figures import (
     plot_confusion, plot_correlation, plot_history, plot_probabilities, plot_roc)
 from ..tasks import predicted_labels, prediction_columns, prediction_table
+from ..training.checkpoints import best_epoch, read_history
 from ..training.metrics import task_metrics
-from ..training.trainer import best_epoch, read_history, train
 
 # %% ../../nbs/81_train.ipynb #35ccea11
 def _imputes(cohort: Component) -> bool:
@@ -66,6 +70,8 @@ def train_fold(
     if (folder / "metrics.json").exists():
         check_seal(folder)
         return folder
+    from explainable_mri.training.trainer import train
+
     transform = build_transforms(config.transforms, cohort.grid)
     labels = config.task.labels(cohort.table)
     volumes = load_volumes(cohort.table, cohort.grid, config.cache)
@@ -79,23 +85,56 @@ def train_fold(
           config.training, folder, loss=config.loss, seed=config.seed, task=config.task,
           metadata={**describe_model(cohort.grid, get_axes(None), residuals),
                     "provenance": {"experiment": config.name, "fold": fold, "config": config.model_dump(mode="json")}})
-    table = cohort.table.iloc[split.test].assign(remark=unlike)
-    _test(config, load_model(folder), table, maps[split.test], folder)
+    remarks = pd.Series(unlike, cohort.table.index[split.test]).reindex(cohort.table.index, fill_value="")
+    _test(config, cohort.table.assign(remark=remarks), split, maps, folder)
     return folder
 
-# %% ../../nbs/81_train.ipynb #cc6b4ddf
-_FINISHED = ["best.ckpt", "split.csv", "history.csv", "predictions.csv", "metrics.json", "environment.json"]
+
+def _test(config: ExperimentConfig, table: pd.DataFrame, split: Split, maps: np.ndarray, folder: Path) -> None:
+    "Write predictions of validation and test scans, likelihoods, figures and, last of all, the metrics of the test scans."
+    model = load_model(folder)
+    validation, test = (_predict(config, model, table.iloc[rows], maps[rows]) for rows in (split.validation, split.test))
+    write_table(validation, folder / "validation.csv")
+    write_table(test.join(_likelihoods(config, validation, test, folder)), folder / "predictions.csv")
+    write_table(_baselines(config, table, split, maps), folder / "baselines.csv")
+    save_figures(training_figures(config, [folder]), folder / "figures")
+    write_json(task_metrics(config.task, table.iloc[split.test], test), folder / "metrics.json")
+    seal(folder, [name for name in _FINISHED if (folder / name).exists()])
+
+# %% ../../nbs/81_train.ipynb #0e6ef920
+_FINISHED = ["best.ckpt", "split.csv", "history.csv", "validation.csv", "calibration.json", "predictions.csv", "baselines.csv", "metrics.json",
+             "environment.json"]
 
 
-def _test(config: ExperimentConfig, model: Model, table: pd.DataFrame, maps: np.ndarray, folder: Path) -> None:
-    "Write predictions, figures and, last of all, the metrics of the test scans."
+def _predict(config: ExperimentConfig, model: Model, table: pd.DataFrame, maps: np.ndarray) -> pd.DataFrame:
+    "Scans with what the model says of each, and what is the case where that is a number."
     predicted = prediction_table(config.task, model.predict_maps(maps, config.training.batch_size), table.index)
     truth = {} if config.task.kind == "classification" else {config.task.target: config.task.labels(table)}
+    ages = ["age"] if config.evaluation.age_edges else []
     remarks = ["remark"] if table.remark.any() else []  # scans unlike those of the training
-    write_table(table[[*SCAN, *remarks]].assign(**truth).join(predicted), folder / "predictions.csv")
-    save_figures(training_figures(config, [folder]), folder / "figures")
-    write_json(task_metrics(config.task, table, predicted), folder / "metrics.json")
-    seal(folder, _FINISHED)
+    return table[[*SCAN, *ages, *remarks]].assign(**truth).join(predicted)
+
+
+def _likelihoods(config: ExperimentConfig, validation: pd.DataFrame, test: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    "Fit the calibration, keep it with its threshold, and give the test scans' likelihoods; no columns where there are not two classes."
+    if prediction_columns(config.task) != ["probability"]:
+        return pd.DataFrame(index=test.index)
+    truth, settings = config.task.labels(validation) == 1, config.evaluation
+    calibration = fit_calibration(validation, truth, settings.calibration, settings.age_edges, seed=config.seed)
+    threshold = youden_threshold(truth, calibration.likelihood(validation.probability, validation.get("age")).likelihood)
+    write_json({"threshold": threshold, **calibration_values(calibration)}, folder / "calibration.json")
+    return calibration.likelihood(test.probability, test.get("age")).set_index(test.index)
+
+
+def _baselines(config: ExperimentConfig, table: pd.DataFrame, split: Split, maps: np.ndarray) -> pd.DataFrame:
+    "What the baselines say of the test scans, columns named after them; raises `ConfigError` for wrong parameters."
+    found, grid = table.iloc[split.test][SCAN], get_grid(config.grid)
+    if config.task.kind == "classification":
+        labels = config.task.labels(table)
+        for component in config.evaluation.baselines:
+            values = fit_baseline(component.build(BASELINES, maps, grid), labels, table.subject, split.train, seed=config.seed)
+            found = found.join(prediction_table(config.task, values, table.index).add_prefix(f"{component.name} "))
+    return found
 
 # %% ../../nbs/81_train.ipynb #3a010d59
 def read_predictions(
@@ -115,7 +154,8 @@ def pooled_predictions(
     if len(folders) == 1:
         return scans
     others = [] if config.task.kind == "classification" else [config.task.target]
-    return scans.groupby([*SCAN, *others], as_index=False)[prediction_columns(config.task)].mean()
+    numbers = [name for name in (*prediction_columns(config.task), *LIKELIHOOD) if name in scans]
+    return scans.groupby([*SCAN, *others], as_index=False)[numbers].mean()
 
 
 def metrics_table(
