@@ -30,6 +30,18 @@ from .keras_files import Architecture, Call, KerasLayer, about_layer, read_keras
 from .keras_layers import KerasError, build_layer, load_weights
 from ..registry import NETWORKS
 
+# %% ../../nbs/38_keras.ipynb #631ed8c4
+def _as_keras(volumes: torch.Tensor, architecture: Architecture) -> torch.Tensor:
+    "Volumes, channels first, with Keras's last axis at 1."
+    axes = len(architecture.input_shape) - 1
+    return volumes.permute(0, axes + 1, *range(1, axes + 1)) if architecture.channels_first and axes else volumes
+
+
+def _as_torch(values: torch.Tensor, architecture: Architecture, rank: int | None = None) -> torch.Tensor:
+    "Values with Keras's last axis at 1, turned back to channels first; `rank` is the number of axes where tracing hides it."
+    axes = (rank or values.dim()) - 2
+    return values.permute(0, *range(2, axes + 2), 1) if architecture.channels_first and axes else values
+
 # %% ../../nbs/38_keras.ipynb #05908ab1
 class KerasNetwork(nn.Module):
     "An imported network; takes volumes on the grid, (N, channels, x, y, z), and returns logits, (N, classes)."
@@ -52,16 +64,11 @@ class KerasNetwork(nn.Module):
         self.shapes = self._build()
         self.class_names = _class_names(class_names, self.shapes[architecture.output])
 
-    def _turn(self, values: torch.Tensor) -> torch.Tensor:
-        "Volumes, channels first, with Keras's last axis at 1."
-        axes = len(self.architecture.input_shape) - 1
-        return values.permute(0, axes + 1, *range(1, axes + 1)) if self.architecture.channels_first and axes else values
-
     def _build(self) -> dict[str, tuple[int, ...]]:
         "Make the layers; gives the shape of each tensor, channels first."
         with torch.device("meta"), torch.no_grad():
             *size, channels = self.architecture.input_shape
-            values = {"input": _bounded(self._turn(torch.zeros(1, channels, *size)))}
+            values = {"input": _bounded(_as_keras(torch.zeros(1, channels, *size), self.architecture))}
             for call in self.architecture.calls:
                 layer, inputs = self.architecture.layers[call.layer], [values[name] for name in call.inputs]
                 with about_layer(layer.name):
@@ -69,11 +76,7 @@ class KerasNetwork(nn.Module):
                         shapes = [(*value.shape[2:], value.shape[1]) for value in inputs]
                         self.layers[_checked(call.layer)] = _make(layer, shapes)
                     values[call.output] = _bounded(_try(self.layers[call.layer], inputs))
-        return {name: self._channels_first(tuple(value.shape[1:])) for name, value in values.items()}
-
-    def _channels_first(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        "A shape as it is shown, where the network has its channels first."
-        return (*shape[1:], shape[0]) if self.architecture.channels_first else shape
+            return {name: tuple(_as_torch(value, self.architecture).shape[1:]) for name, value in values.items()}
 
     def forward(
         self,
@@ -83,7 +86,7 @@ class KerasNetwork(nn.Module):
         if isinstance(volumes, torch.Tensor) and tuple(volumes.shape[1:]) != self.input_shape:
             raise ValueError(f"The network takes volumes of shape (N, {', '.join(map(str, self.input_shape))}), "
                              f"not {tuple(volumes.shape)}.")
-        values, left = {"input": self._turn(self.axes.to_network(volumes))}, Counter({self.architecture.output: 1})
+        values, left = {"input": _as_keras(self.axes.to_network(volumes), self.architecture)}, Counter({self.architecture.output: 1})
         for call in self.architecture.calls:
             left.update(call.inputs)
         for call in self.architecture.calls:
@@ -92,12 +95,8 @@ class KerasNetwork(nn.Module):
                 left[name] -= 1
                 if not left[name]:
                     values.pop(name, None)  # not needed any more
-        return self._turn_back(values[self.architecture.output])
-
-    def _turn_back(self, values: torch.Tensor) -> torch.Tensor:
-        "The output with its channels at 1, where it has spatial axes."
-        axes = len(self.shapes[self.architecture.output]) - 1
-        return values.permute(0, *range(2, axes + 2), 1) if self.architecture.channels_first and axes else values
+        output = values[self.architecture.output]
+        return _as_torch(output, self.architecture, len(self.shapes[self.architecture.output]) + 1)
 
 # %% ../../nbs/38_keras.ipynb #305bf767
 def _make(layer: KerasLayer, shapes: list[tuple[int, ...]]) -> nn.Module:

@@ -252,8 +252,17 @@ def _rescaled(function: str, operands: list) -> dict:
 
 # %% ../../nbs/37_keras_files.ipynb #c6ff1c10
 _MOST_CALLS, _MOST_INPUTS = 20_000, 200_000  # calls in a network, and tensors that they take
+_TOO_MANY = (f"the network calls its layers more than {_MOST_CALLS} times, or with more than {_MOST_INPUTS} tensors; no network that can "
+             "be explained does.")
 
 Models = tuple[str, ...]  # names of the nested models that an entry is in, from the outermost inwards
+
+
+def _wrapped(class_name: str, config: dict, times: int) -> tuple[str, dict]:
+    "A layer that is applied at each time, so many times over."
+    for _ in range(times):
+        class_name, config = "TimeDistributed", {"layer": {"class_name": class_name, "config": config}}
+    return class_name, config
 
 
 class _Keys(dict):
@@ -282,8 +291,7 @@ class _Reader:
         self.architecture = architecture
         self.keys = _Keys()
         self.tensors = Counter({"input": 1})
-        self.inputs = self.models = 0
-        self.parsed: dict[int, tuple] = {}
+        self.inputs, self.models, self.parsed = 0, 0, {}
 
     def call(self, entry: dict, inputs: list[str], within: Models, as_layer: tuple[str, dict] | None = None) -> list[str]:
         "Add the calls of one entry, a layer or a model; gives the names of its outputs."
@@ -293,9 +301,7 @@ class _Reader:
         self._count(len(inputs))
         name, (class_name, config) = "/".join((*within, entry["name"])), as_layer or (entry["class_name"], entry["config"])
         key, config = self.keys[name], _essential(config)
-        for _ in range(entry["times"]):
-            class_name, config = "TimeDistributed", {"layer": {"class_name": class_name, "config": config}}
-        layer = KerasLayer(name, class_name, config, within[0] if within else "")
+        layer = KerasLayer(name, *_wrapped(class_name, config, entry["times"]), within[0] if within else "")
         if self.architecture.layers.setdefault(key, layer) != layer:
             raise KerasError("it is called with other numbers each time, which is not supported.")
         self.tensors[key] += 1
@@ -307,8 +313,7 @@ class _Reader:
         "Refuse more calls than a network can mean."
         self.inputs, self.models = self.inputs + inputs, self.models + models
         if max(len(self.architecture.calls), self.models) >= _MOST_CALLS or self.inputs > _MOST_INPUTS:
-            raise KerasError(f"the network calls its layers more than {_MOST_CALLS} times, or with more than {_MOST_INPUTS} tensors; "
-                             "no network that can be explained does.")
+            raise KerasError(_TOO_MANY)
 
     def model(self, entry: dict, inputs: list[str], within: Models = ()) -> list[str]:
         if entry["class_name"] == "Sequential":
