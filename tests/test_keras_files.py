@@ -197,6 +197,14 @@ def test_surplus_weights_are_refused(tmp_path):
     assert load_keras(write_archive(tmp_path / "e.keras", chain(dense()), arrays))(torch.ones(1, 3)).tolist() == [[3.0, 3.0]]
 
 
+def test_a_layer_whose_name_begins_with_anothers_lies_in_its_group(tmp_path):
+    "As in MobileNet, which has layers `Conv` and `Conv/BatchNorm`."
+    weights = {"out": {"kernel": np.ones((3, 3), "f4"), "bias": np.zeros(3, "f4")},
+               "out/more": {"kernel": np.ones((3, 2), "f4"), "bias": np.zeros(2, "f4")}}
+    network = load_keras(write(tmp_path / "a.h5", chain(dense(units=3), dense("out/more")), weights))
+    assert network(torch.ones(1, 3)).tolist() == [[9.0, 9.0]]
+
+
 def test_weights_of_another_name_are_refused(tmp_path):
     swapped = {"beta": np.ones(3, "f4"), "gamma": np.ones(3, "f4"), "moving_mean": np.ones(3, "f4"), "spread": np.ones(3, "f4")}
     norm = {"class_name": "BatchNormalization", "config": {"name": "norm"}}

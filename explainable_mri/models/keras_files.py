@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 from torch import nn
 
-from .keras_layers import TRAINING_ONLY, KerasError, activation_name, check_class, weight_names
+from .keras_layers import TRAINING_ONLY, KerasError, activation_name, check_class, check_settings, weight_names
 
 # %% ../../nbs/37_keras_files.ipynb #e6b99323
 @dataclass(frozen=True)
@@ -81,6 +81,17 @@ def _layer_name(entry: dict) -> str:
         raise KerasError(f"a layer has a name of {len(name)} characters, '{name[:30]}…'; expected 250 at most.")
     return name
 
+# %% ../../nbs/37_keras_files.ipynb #103cd5e8
+@contextmanager
+def about_layer(
+    name: str,  # the layer's name
+) -> Iterator[None]:
+    "Put the name of a layer in front of errors about it."
+    try:
+        yield
+    except KerasError as error:
+        raise KerasError(f"layer '{name}': {error}") from error
+
 # %% ../../nbs/37_keras_files.ipynb #afa81cab
 _FUNCTIONS = {  # names in Keras 2 and Keras 3, and what they do
     "Add": ("__operators__.add", "math.add", "Add"), "Subtract": ("math.subtract", "Subtract"),
@@ -88,8 +99,8 @@ _FUNCTIONS = {  # names in Keras 2 and Keras 3, and what they do
     "Maximum": ("math.maximum", "Maximum"), "Minimum": ("math.minimum", "Minimum"), "Negative": ("math.negative", "Negative"),
     "Mean": ("math.reduce_mean", "Mean"), "relu": ("nn.relu", "Relu"), "relu6": ("nn.relu6", "Relu6"),
     "sigmoid": ("math.sigmoid", "nn.sigmoid", "Sigmoid"), "tanh": ("math.tanh", "nn.tanh", "Tanh"),
-    "softmax": ("nn.softmax",), "softplus": ("math.softplus", "nn.softplus", "Softplus"), "exponential": ("math.exp", "Exp"),
-    "silu": ("nn.silu", "nn.swish", "Silu"), "linear": ("identity",)}
+    "softmax": ("nn.softmax",), "Softmax": ("Softmax",), "softplus": ("math.softplus", "nn.softplus", "Softplus"), "exponential": ("math.exp", "Exp"),
+    "silu": ("nn.silu", "nn.swish", "Silu"), "linear": ("identity", "cast")}
 _FUNCTION_OF = {name: function for function, names in _FUNCTIONS.items() for name in names}
 
 
@@ -106,8 +117,8 @@ def _function(entry: dict) -> str | None:
 
 def _unmarked(entry: dict) -> bool:
     "Whether it is a function that Keras 3 wrote into an HDF5 file, which does not say so; a layer would be trainable or not."
-    return entry["class_name"] in _FUNCTION_OF and "module" not in entry and isinstance(entry["config"], dict) \
-        and "trainable" not in entry["config"] and any(isinstance(node, dict) for node in entry.get("inbound_nodes") or [])
+    return "module" not in entry and isinstance(entry["config"], dict) and "trainable" not in entry["config"] \
+        and any(isinstance(node, dict) for node in entry.get("inbound_nodes") or [])
 
 # %% ../../nbs/37_keras_files.ipynb #02ede684
 _MOST_LAYERS, _DEEPEST = 20_000, 30  # layers in a file, and models within one another
@@ -117,7 +128,9 @@ def _settled(entry: dict, count: Iterator[int], depth: int = 0, times: int = 0) 
     "An entry with its class and function known and its wrappers opened; the layers of a model likewise."
     if next(count) > _MOST_LAYERS or depth > _DEEPEST:
         raise KerasError(f"the network has more than {_MOST_LAYERS} layers, or models nested more than {_DEEPEST} deep.")
-    name, outer, function = _layer_name(entry), entry, _function(entry)
+    name, outer = _layer_name(entry), entry
+    with about_layer(name):
+        function = _function(entry)
     class_name, place = _class_name(entry), ""
     while class_name == "TimeDistributed":
         inner, place, times = entry["config"]["layer"], place + "layer/", times + 1
@@ -147,17 +160,6 @@ def _leaves(entry: dict, prefix: str = "") -> Iterator[tuple[str, dict]]:
             yield from _leaves(layer, f"{prefix}{layer['name']}/")
         else:
             yield prefix + layer["name"], layer
-
-
-@contextmanager
-def about_layer(
-    name: str,  # the layer's name
-) -> Iterator[None]:
-    "Put the name of a layer in front of errors about it."
-    try:
-        yield
-    except KerasError as error:
-        raise KerasError(f"layer '{name}': {error}") from error
 
 # %% ../../nbs/37_keras_files.ipynb #3754e531
 class Tensor(NamedTuple):
@@ -214,11 +216,12 @@ def _as_layer(entry: dict, node: Any) -> tuple[str, dict, list[Tensor]]:
     "Class, configuration and tensors of the layer that does what a function does."
     function, arguments = entry["function"], [(name, value) for name, value in _arguments(node) if name != "name" and value is not None]
     arguments = [(name, next(_flat(value)) if isinstance(value, dict) else value) for name, value in arguments]
+    arguments = [(name, value) for name, value in arguments if (name, value) != ("dtype", "float32")]  # of a cast
     own = {key: value for key, value in entry["config"].items()
            if key not in ("name", "trainable", "dtype", "function") and value not in (None, False)}
-    if function == "Mean":
+    if function in ("Mean", "Softmax"):
         own |= {name: value for name, value in arguments if name}
-        return "Mean", own, [value for name, value in arguments if not name]
+        return function, own, [value for name, value in arguments if not name]
     if own:
         raise KerasError(f"it is called with {str(own)[:60]}; only tensors and numbers are supported.")
     operands = [value for name, value in arguments if name in ("", "x", "y", "x1", "x2", "features")]
@@ -243,7 +246,7 @@ def _rescaled(function: str, operands: list) -> dict:
     if not numbers or function in ("Maximum", "Minimum") or function == "Divide" and not isinstance(operands[0], Tensor):
         raise KerasError(f"the function '{function}' of {'two tensors' if not numbers else 'a number and a tensor'} is not supported.")
     number = np.asarray(numbers[0], dtype=np.float64)
-    if number.ndim > 1 or not np.isfinite(number).all() or function == "Divide" and not number.all():
+    if isinstance(numbers[0], bool) or number.ndim > 1 or not np.isfinite(number).all() or function == "Divide" and not number.all():
         raise KerasError(f"its number {str(numbers[0])[:60]} is not understood.")
     minus = function == "Subtract" and not isinstance(operands[0], Tensor)
     scale = {"Multiply": number, "Divide": 1 / number if function == "Divide" else None}.get(function, -1.0 if minus else 1.0)
@@ -463,6 +466,7 @@ def _settled_model(model: dict) -> dict:
         if entry["class_name"] != "InputLayer" and not entry["function"]:
             with about_layer(name):
                 check_class(entry["class_name"])
+                check_settings(entry["class_name"], entry["config"])
     return model
 
 
@@ -620,11 +624,14 @@ Weights = dict[str, dict[str, np.ndarray]]  # by layer name, then by weight name
 def _hdf5_weights(group: h5py.Group, model: dict, arrays: _Arrays) -> Weights:
     "Weights of all layers in a Keras HDF5 file."
     weights, entries = {}, model["config"]["layers"]
+    inner = [entry["name"] for entry in entries if "/" in entry["name"]]  # a layer "Conv/BatchNorm" lies in the group of a layer "Conv"
     for entry in entries:
         name, wanted = entry["name"], _nested_weights(entry, entry["name"] + "/")
         own = _member(group, name)
         names = _weight_list(own) if own is not None else []
-        kept = _datasets(own) if own is not None and "/" not in name else dict.fromkeys(names)
+        kept = _datasets(own) if own is not None else {}
+        others = tuple(other[len(name) + 1:] + "/" for other in inner if other.startswith(f"{name}/"))
+        kept = [path for path in kept if not path.startswith(others)] if others else kept
         if len(names) != len(wanted) or len(kept) != len(names):
             what = ", ".join(weight for _, weight in wanted[:6])
             raise KerasError(f"layer '{name}': expected {len(wanted)} weights{f' ({what})' if what else ''}, found {len(names)}"

@@ -725,7 +725,8 @@ class Concatenate(nn.Module):
         return str(self.axis)
 
 # %% ../../nbs/36_keras_layers.ipynb #79008dac
-@_builds("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate", settings="axis")
+@_builds("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
+@_builds("Concatenate", settings="axis")
 def _merge(config: dict, shapes: list[Shape]) -> dict[str, nn.Module]:
     if len(shapes) < 2 or len(set(map(len, shapes))) > 1:
         raise KerasError(f"it joins arrays of shapes {shapes}; expected several with as many axes each.")
@@ -785,6 +786,8 @@ def check_settings(
                          "before quantize().")
     known = _SETTINGS[class_name]
     for name, value in config.items():
+        if name in ("use_bias", "center", "keepdims", "invert") and value not in (True, False, None):
+            raise KerasError(f"its setting {name}={_short(value)} is neither true nor false.")
         if known is None or name in known or name in _ALWAYS or name.endswith(("_initializer", "_regularizer", "_constraint")):
             continue
         if value not in (None, False, [], {}):
