@@ -177,6 +177,16 @@ def _merge(values: dict, changes: dict) -> dict:
 _LARGEST = 1_000_000  # bytes of a configuration; those of this project have a few hundred
 
 
+class _Loader(yaml.SafeLoader):
+    "Reads YAML, and refuses a mapping in which a key stands twice, of which YAML's reader would drop the first."
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' stands here twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _parse_yaml(path: Path) -> Any:
     "Read a YAML file of reasonable size, without aliases, which can make a few lines grow beyond all memory."
     if not path.is_file() or path.stat().st_size > _LARGEST:
@@ -185,11 +195,12 @@ def _parse_yaml(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise ConfigError(f"{path} uses a YAML alias (*name). Write the values out.")
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        advice = " Save it as UTF-8 text." if isinstance(error, UnicodeDecodeError) else " Correct the line."
+        raise ConfigError(f"{path} is not valid YAML: {error}.{advice}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
 

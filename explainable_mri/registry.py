@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from .errors import ConfigError, suggest
+from .errors import ConfigError, ExplainableMRIError, suggest
 
 # %% ../nbs/03_registry.ipynb #dda943df
 class Registry:
@@ -56,6 +56,8 @@ class Registry:
 
     def __getitem__(self, name: str) -> Callable:
         self._load()
+        if not isinstance(name, str):
+            raise ConfigError(f"The name of a {self.kind} must be text, not {name!r}. {suggest('', self._builders)}")
         if name not in self._builders:
             raise ConfigError(f"There is no {self.kind} named '{name}'. {suggest(name, self._builders)}")
         return self._builders[name]
@@ -68,9 +70,16 @@ class Registry:
         **params: Any,  # keywords
     ) -> Any:           # what the registered class or function returns
         "Build the named part; raises `ConfigError` where the name or a keyword is unknown."
-        builder = self[name]
-        _check_arguments(builder, f"The {self.kind} '{name}'", args, params)
-        return builder(*args, **params)
+        builder, what = self[name], f"The {self.kind} '{name}'"
+        _check_arguments(builder, what, args, params)
+        params = _check_types(builder, what, params)
+        try:
+            return builder(*args, **params)
+        except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+            if isinstance(error, ExplainableMRIError) or not params:
+                raise
+            given = ", ".join(f"{key}={str(value)[:60]}" for key, value in params.items())
+            raise ConfigError(f"{what} cannot be built with {given[:300]}: {str(error)[:500]}. Correct its params.") from error
 
 # %% ../nbs/03_registry.ipynb #43fa7de2
 def _same(old: Callable, new: Callable) -> bool:
@@ -88,6 +97,28 @@ def _check_arguments(builder: Callable, what: str, args: tuple, params: dict) ->
         unknown = [name for name in params if name not in known]
         hint = suggest(unknown[0], known) if unknown else f"It takes: {', '.join(known)}."
         raise ConfigError(f"{what} cannot be built: {error}. {hint}") from None
+
+# %% ../nbs/03_registry.ipynb #5c1e41d6
+def _check_types(builder: Callable, what: str, params: dict) -> dict:
+    "Raise `ConfigError` for values that are not what the annotations of `builder` ask for; gives the values."
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+    checked = dict(params)
+    for name, value in params.items():
+        parameter = inspect.signature(builder, eval_str=True).parameters.get(name)
+        if parameter is None or parameter.annotation in (inspect.Parameter.empty, Any):
+            continue
+        try:
+            adapter = TypeAdapter(parameter.annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+            read = adapter.validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(f"{what} has {name}={str(value)[:60]!r}: {error.errors()[0]['msg']}. Correct its params.") from None
+        except (PydanticSchemaGenerationError, PydanticUserError):
+            continue
+        if isinstance(value, str) and isinstance(read, int | float):
+            checked[name] = read
+    return checked
 
 # %% ../nbs/03_registry.ipynb #8b53dbfd
 COHORTS = Registry("cohort", "data.phantom", "data.cohorts", "data.sources")

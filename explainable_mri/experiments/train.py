@@ -20,6 +20,7 @@ from ..data.datasets import ScanDataset
 from ..data.residuals import ResidualModel, check_sizes
 from ..data.splits import Split
 from ..data.transforms import build_transforms
+from ..data.volumes import VolumeError
 from ..environment import describe_environment
 from .folder import (
     SCAN, check_experiment, check_inputs, check_seal, load_cohort, open_experiment, read_scans, record_inputs, save_figures, seal, split_cohort, write_table)
@@ -29,13 +30,24 @@ from ..report.figures import (
     plot_confusion, plot_correlation, plot_history, plot_probabilities, plot_roc)
 from ..tasks import predicted_labels, prediction_columns, prediction_table
 from ..training.metrics import task_metrics
-from ..training.trainer import best_epoch, read_history, train
+from ..training.trainer import best_epoch, check_machine, read_history, train
 
 # %% ../../nbs/81_train.ipynb #35ccea11
 def _imputes(cohort: Component) -> bool:
     "Tell whether the rules of a cohort, or of one of those that it joins, admit gaps (missing: impute)."
     parts = [cohort.params, *(part.get("params", {}) for part in cohort.params.get("cohorts", {}).values())]
     return any(params.get("missing") == "impute" for params in parts)
+
+
+def _require_one_scale(cohort: Cohort, volumes: np.ndarray) -> None:
+    "Raise `VolumeError` where the values of a scan are tens of times larger or smaller than those of the cohort's other scans."
+    sizes = np.array([np.mean(np.abs(volume), dtype=np.float64) for volume in volumes])
+    middle = np.median(sizes)
+    far = np.flatnonzero(~((sizes <= 50 * middle) & (sizes >= middle / 50)))
+    if far.size:
+        lines = [f"  {cohort.table.path.iloc[row]}: {sizes[row]:.3g}" for row in far[:6]]
+        raise VolumeError(f"{far.size} of {len(sizes)} scans are in another unit than the others, of which a voxel has {middle:.3g} in the "
+                          "mean:\n" + "\n".join(lines) + "\nPrepare them as the others were, or leave them out.")
 
 
 def fit_residuals(
@@ -59,6 +71,8 @@ def train_fold(
     Raises `ConfigError`, `CohortError`, `VolumeError` or `TrainingError` that says what is wrong."""
     check_experiment(config)
     folder = config.folder / f"fold-{fold}"
+    if not (folder / "metrics.json").exists():
+        check_machine(config.training)
     cohort = load_cohort(config)
     split = split_cohort(config, cohort, fold)
     if (folder / "last.ckpt").exists():
@@ -69,6 +83,7 @@ def train_fold(
     transform = build_transforms(config.transforms, cohort.grid)
     labels = config.task.labels(cohort.table)
     volumes = load_volumes(cohort.table, cohort.grid, config.cache)
+    _require_one_scale(cohort, volumes)
     residuals = fit_residuals(config, cohort, split, volumes)
     unlike = check_sizes(residuals, (volumes[row] for row in split.test))
     maps = residual_maps(volumes, cohort.table, cohort.grid, residuals, config.cache)
