@@ -70,13 +70,13 @@ def our_batches(paths: list[Path], batch_size: int, workers: int, folder: Path):
     from explainable_mri.data.cache import load_volumes
     from explainable_mri.data.datasets import ScanDataset
     from explainable_mri.data.volumes import get_grid
-    from explainable_mri.training.trainer import _collate, _EpochSampler, _Seeded
+    from explainable_mri.training.trainer import _as_it_is, _EpochSampler, _Seeded
 
     grid = get_grid(GRID)
     volumes = load_volumes(pd.DataFrame({"path": [str(path) for path in paths]}), grid, CacheConfig(folder=folder))
     transform = build_transforms([Component(name="flip"), Component(name="shift", params={"distance": DISTANCE})], grid)
     dataset = ScanDataset(volumes, [0] * len(paths), transform=transform)  # loaded as `train` does
-    return DataLoader(_Seeded(dataset), batch_size, sampler=_EpochSampler(dataset, 0, 0), collate_fn=_collate,
+    return DataLoader(_Seeded(dataset), batch_size, sampler=_EpochSampler(dataset, 0, 0), collate_fn=_as_it_is,
                       num_workers=workers, persistent_workers=workers > 0)
 
 

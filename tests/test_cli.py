@@ -143,3 +143,14 @@ def test_info(workplace):
     assert versions.returncode == 0 and "dyrba2021" in versions.stdout and "torch" in versions.stdout
     values = run("info", "config/tiny.yaml", "training.epochs=7", cwd=workplace)
     assert "epochs: 7" in values.stdout and "batch_size: 20" in values.stdout
+
+
+@pytest.mark.parametrize("arguments, heavy", [
+    (["info"], {"monai", "nilearn", "lightning", "sklearn", "matplotlib", "torchio", "captum", "scipy.stats"}),
+    (["train", "--help"], {"torch", "nibabel", "sklearn", "matplotlib", "lightning"}),
+])
+def test_a_quick_command_loads_no_slow_library(arguments, heavy):
+    code = (f"import sys; sys.argv = ['explainable-mri', *{arguments!r}]\nfrom explainable_mri.cli import main\n"
+            f"try:\n    main()\nfinally:\n    print('LOADED', sorted({heavy!r} & set(sys.modules)))")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and "LOADED []" in result.stdout, result.stdout[-300:] + result.stderr[-500:]

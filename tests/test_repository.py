@@ -33,7 +33,7 @@ LAYERS = {
     "explainers": EXPERIMENT,
     "data": EXPERIMENT,
     "models": EXPERIMENT | {"data.axes", "data.volumes"},
-    "training": EXPERIMENT | {"models"},
+    "training": EXPERIMENT | {"models", "data.datasets"},
     "analysis": EXPERIMENT | {"data"},
     "inference": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "report.figures"},
     "evaluation": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "inference"},

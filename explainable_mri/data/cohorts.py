@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from pydantic import ValidationError, validate_call
-from tableone import TableOne
 
 from .identity import identity_key, order_visits, unify
 from .tables import (
@@ -80,6 +79,8 @@ _TITLES = {"age": "age (years)", "tiv": "TIV (ml)", "field_strength": "field str
 def _describe(people: pd.DataFrame, names: list[str], groups: list[str]) -> pd.DataFrame:
     """Means or counts of each covariate by group, with tests where there are several groups; gaps get a
     row of their own."""
+    from tableone import TableOne
+
     counted = [
         name for name in names
         if name in ("sex", "field_strength") or not pd.api.types.is_numeric_dtype(people[name])

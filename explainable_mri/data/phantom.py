@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from filelock import FileLock
-from scipy import ndimage
 
 from .atlases import load_atlas, load_brain_mask, load_template
 from .cohorts import Cohort, CohortError, InclusionCriteria, make_cohort
@@ -156,6 +155,8 @@ class Simulator:
         variation: float = 0.035,   # standard deviation of the local variation, relative
         noise: float = 0.02,        # standard deviation of the noise at 3 T; the template's grey matter is 1
     ):
+        from scipy import ndimage
+
         self.grid, self.seed = grid, seed
         self.displacement, self.variation, self.noise = displacement, variation, noise
         self.atlas, self.brain = load_atlas("aal", grid), load_brain_mask(grid)
@@ -187,6 +188,8 @@ class Simulator:
 
     def _anatomy(self, person: Person) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "The template and the pattern of atrophy, warped to the person's anatomy, and the local variation."
+        from scipy import ndimage
+
         rng = np.random.default_rng([self.seed, person.number, 2])
         variation = self.variation * self.field.draw(rng)
         places = np.indices(self.grid.cropped_shape, np.float32)

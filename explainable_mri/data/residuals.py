@@ -94,11 +94,9 @@ class Design:
         cls,
         table: pd.DataFrame,        # covariates of the controls
         covariates: Sequence[str],  # columns to use
-        # let the mean of the controls stand in for missing values, instead of refusing these
-        impute: bool = False,
+        impute: bool = False,       # let the controls' mean stand in for missing values, not refuse these
     ) -> "Design":                  # their encoding
-        """Learn the encoding; raises `CovariateError` for covariates that are incomplete, constant or
-        redundant."""
+        "Learn the encoding; raises `CovariateError` where they are incomplete, constant or redundant."
         (_require_columns if impute else _require_complete)(table, covariates)
         given = {name: table[name][~_missing(table[name])] for name in covariates}
         if empty := [name for name, column in given.items() if column.empty]:
@@ -114,8 +112,7 @@ class Design:
                 reason = (f"{len(table)} scans are too few for them" if len(table) < len(part.columns) else
                           f"'{covariates[number - 1]}' follows from those before it")
                 raise CovariateError(f"The effects of the covariates {', '.join(covariates)} cannot be "
-                                     "told apart: "
-                                     f"{reason}. Leave covariates out or fit on more scans.")
+                                     f"told apart: {reason}. Leave covariates out or fit on more scans.")
         return design
 
     @property
@@ -129,8 +126,7 @@ class Design:
         self,
         table: pd.DataFrame,  # covariates, a row a map
     ) -> np.ndarray:          # float64 (maps, columns)
-        """Encode covariates; raises `CovariateError` for what was never seen, and for what is missing
-        unless it is imputed."""
+        "Encode covariates; raises `CovariateError` for what was never seen, and for gaps not imputed."
         (_require_complete if self.means is None else _require_columns)(table, list(self.encoding))
         return np.hstack(
             [np.ones((len(table), 1)), *(self._columns_of(table[name]) for name in self.encoding)])

@@ -13,10 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import ancpbids
 import numpy as np
 import pandas as pd
-from nilearn.datasets import fetch_oasis_vbm
 from pydantic import ValidationError
 
 from ..config import Component
@@ -92,8 +90,10 @@ def list_folder(
     return Listing(scans, str(folder), notes=[*notes, *rows.attrs["notes"], *more])
 
 # %% ../../nbs/16_sources.ipynb #69ad22ac
-def _open_bids(folder: Path) -> ancpbids.BIDSLayout:
-    "Read the structure of a dataset; raises `CohortError` that names a description which is no JSON."
+def _open_bids(folder: Path) -> Any:
+    "The `ancpbids.BIDSLayout` of a dataset; raises `CohortError` that names a description which is no JSON."
+    import ancpbids
+
     for path in sorted(folder.rglob("dataset_description.json")):
         try:
             json.loads(path.read_text(encoding="utf-8-sig"))
@@ -273,6 +273,8 @@ def list_oasis(
     unrated: Literal["drop", "CN", "error"] = "drop",  # what people without a Clinical Dementia Rating are
 ) -> Listing:                                   # the scans
     "Grey-matter maps of OASIS-1 with the Clinical Dementia Rating as group: 0 CN, 0.5 MCI, 1 or more AD."
+    from nilearn.datasets import fetch_oasis_vbm
+
     try:
         bunch = fetch_oasis_vbm(n_subjects=people, dartel_version=dartel, data_dir=folder, verbose=0)
     except (OSError, ValueError, RuntimeError) as error:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from ..config import SplitConfig
 from ..errors import ExplainableMRIError, suggest
@@ -53,6 +52,8 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
 
 def _draw_people(scans: pd.DataFrame, fraction: float, seed: int, part: str) -> np.ndarray:
     "Draw a share of the people, stratified by group; which of the scans, in order of people, are theirs."
+    from sklearn.model_selection import train_test_split
+
     if not 0 < fraction < 1:
         raise SplitError(f"The {part} fraction is a share between 0 and 1, not {fraction}.")
     people = scans.drop_duplicates("subject")
@@ -85,6 +86,8 @@ def _check_groups(table: pd.DataFrame, split: Split) -> None:
 
 def _test_parts(table: pd.DataFrame, folds: int, seed: int) -> list[np.ndarray]:
     "Rows of the test part of each fold; raises `SplitError` where a group has too few people."
+    from sklearn.model_selection import StratifiedGroupKFold
+
     if folds < 2:
         raise SplitError(f"Cross-validation needs at least 2 folds, not {folds}.")
     for group, people in table.groupby("group", sort=False)["subject"].nunique().items():
@@ -234,6 +237,8 @@ def published(
     state: int = 42,                    # seed of the test parts
 ) -> list[Split]:                # a split for each fold
     "The cross-validation of Dyrba et al. (2021), Alzheimer's Research & Therapy 13:191."
+    from sklearn.model_selection import StratifiedKFold
+
     kfold = StratifiedKFold(folds, shuffle=True, random_state=np.random.RandomState(state))
     return [
         _with_validation(table, test, validation_fraction, seed)

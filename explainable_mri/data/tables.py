@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import openpyxl
 import pandas as pd
-from openpyxl.utils import get_column_letter
 
 from ..errors import ExplainableMRIError, suggest
 
@@ -89,6 +87,8 @@ def _read_excel(path: Path, sheet: str | None) -> tuple[pd.DataFrame, list[str]]
         if (size := sum(part.file_size for part in packed.infolist())) > _LARGEST:
             raise TableError(str(path), [f"The workbook unpacks to {size / 1e6:.0f} MB, more than a table "
                                          "can have. Save its sheet alone."])
+    import openpyxl
+
     book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     try:
         name, notes = _choose_sheet(book, sheet, path)
@@ -103,7 +103,7 @@ def _read_excel(path: Path, sheet: str | None) -> tuple[pd.DataFrame, list[str]]
                         index=[number - 1 for number in rows]), notes
 
 
-def _choose_sheet(book: openpyxl.Workbook, sheet: str | None, path: Path) -> tuple[str, list[str]]:
+def _choose_sheet(book: Any, sheet: str | None, path: Path) -> tuple[str, list[str]]:
     "The name of the sheet to read, and a note where there are others."
     seen = [one.title for one in book.worksheets if one.sheet_state == "visible"]
     names = [one.title for one in book.worksheets]
@@ -182,12 +182,19 @@ def _with_headings(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     table = rows.iloc[1:].set_index(rows.index[1:] + 1)
     table.columns = [
         heading if heading and headings.count(heading) == 1 else
-        f"{heading} (column {get_column_letter(number)})".strip()
+        f"{heading} (column {_letter(number)})".strip()
         for number, heading in enumerate(headings, 1)
     ]
     unnamed = [column for column, heading in zip(table.columns, headings) if not heading]
     table = table.mask(table.isin(MISSING)).astype(object)
     return table.drop(columns=[name for name in unnamed if table[name].isna().all()]).dropna(how="all")
+
+
+def _letter(number: int) -> str:
+    "What a spreadsheet calls a column."
+    from openpyxl.utils import get_column_letter
+
+    return get_column_letter(number)
 
 # %% ../../nbs/13_tables.ipynb #afdd4773
 def map_columns(

@@ -20,7 +20,6 @@ import numpy as np
 from isal import igzip, isal_zlib
 from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
-from nilearn.image import resample_img
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from ..errors import ExplainableMRIError
@@ -34,7 +33,7 @@ class VolumeError(ExplainableMRIError, ValueError):
 def _check_header(image: SpatialImage, name: str) -> None:
     "Raise `VolumeError` unless an image is one 3D volume of brightness whose place in space is known."
     if min(image.shape, default=0) < 1:
-        raise VolumeError(f"{name}: the header announces {' x '.join(map(str, image.shape))} voxels. Convert the file from its source "
+        raise VolumeError(f"{name}: the header announces {' × '.join(map(str, image.shape))} voxels. Convert the file from its source "
                           "again.")
     if len(image.shape) != 3 and image.shape[3:] != (1,):
         raise VolumeError(f"{name}: expected one 3D volume, found shape {image.shape}. Save the volume to "
@@ -160,7 +159,7 @@ def _check_sizes(path: Path, dims: tuple[int, ...], offset: float, start: bytes)
     count = min(max(dims[0], 0), 7)
     voxels = math.prod(max(1, size) for size in dims[1:1 + count])
     if min(dims[1:1 + min(count, 3)], default=0) < 1:
-        raise VolumeError(f"{path}: its header announces {' x '.join(map(str, dims[1:1 + count])) or 'no'} voxels. "
+        raise VolumeError(f"{path}: its header announces {' × '.join(map(str, dims[1:1 + count])) or 'no'} voxels. "
                           "Convert it from its source again.")
     if voxels > _LARGEST or not -1 <= offset <= 2**24:
         raise VolumeError(f"{path}: its header announces {voxels / 1e6:.0f} million voxels, {offset:.0f} bytes from its start; a "
@@ -179,9 +178,9 @@ def _why_unreadable(path: Path) -> str:
         return "it is empty"
     packed, name = start == b"\x1f\x8b", path.name.lower()
     if packed != name.endswith(_PACKED) and name.endswith((".nii", ".nii.gz", ".mgh", ".mgz")):
-        ending = {".nii": ".nii.gz", ".nii.gz": ".nii", ".mgh": ".mgz", ".mgz": ".mgh"}[
-            next(one for one in (".nii.gz", ".nii", ".mgz", ".mgh") if name.endswith(one))]
-        return f"its content is {'' if packed else 'not '}compressed, against its name; give it a name that ends in {ending}"
+        ending = next(one for one in (".nii.gz", ".nii", ".mgz", ".mgh") if name.endswith(one))
+        other = {".nii": ".nii.gz", ".nii.gz": ".nii", ".mgh": ".mgz", ".mgz": ".mgh"}[ending]
+        return f"its content is {'' if packed else 'not '}compressed, against its name; name it {path.name[:-len(ending)]}{other}"
     return ""
 
 
@@ -483,6 +482,8 @@ def load_map(
 ) -> Volume:                  # float32, axes x, y, z in RAS+
     """Read a map, which may be 0 everywhere; raises `VolumeError` for a file that is damaged or on another
     grid."""
+    from nilearn.image import resample_img
+
     image, path = _as_image(image)
     name, grid = str(path or "The image"), Grid.from_image(image) if grid is None else get_grid(grid)
     cropped = False if resample else _require_grid(image, name, grid)

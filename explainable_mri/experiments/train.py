@@ -29,8 +29,8 @@ from ..inference import Model, describe_model, load_model
 from ..report.figures import (
     plot_confusion, plot_correlation, plot_history, plot_probabilities, plot_roc)
 from ..tasks import predicted_labels, prediction_columns, prediction_table
+from ..training.checkpoints import best_epoch, read_history
 from ..training.metrics import task_metrics
-from ..training.trainer import best_epoch, check_machine, read_history, train
 
 # %% ../../nbs/81_train.ipynb #35ccea11
 def _imputes(cohort: Component) -> bool:
@@ -71,8 +71,6 @@ def train_fold(
     Raises `ConfigError`, `CohortError`, `VolumeError` or `TrainingError` that says what is wrong."""
     check_experiment(config)
     folder = config.folder / f"fold-{fold}"
-    if not (folder / "metrics.json").exists():
-        check_machine(config.training)
     cohort = load_cohort(config)
     split = split_cohort(config, cohort, fold)
     if (folder / "last.ckpt").exists():
@@ -80,6 +78,9 @@ def train_fold(
     if (folder / "metrics.json").exists():
         check_seal(folder)
         return folder
+    from explainable_mri.training.trainer import check_machine, train
+
+    check_machine(config.training)
     transform = build_transforms(config.transforms, cohort.grid)
     labels = config.task.labels(cohort.table)
     volumes = load_volumes(cohort.table, cohort.grid, config.cache)
@@ -98,7 +99,7 @@ def train_fold(
     _test(config, load_model(folder), table, maps[split.test], folder)
     return folder
 
-# %% ../../nbs/81_train.ipynb #cc6b4ddf
+
 _FINISHED = ["best.ckpt", "split.csv", "history.csv", "predictions.csv", "metrics.json", "environment.json"]
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum import attr
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -273,6 +272,8 @@ class GradCam(GradientExplainer):
         return logits, output, seen[self.layer]
 
     def _explain(self, inputs: torch.Tensor, targets: torch.Tensor, kept: tuple[Trail, torch.Size]) -> torch.Tensor:
+        from captum import attr
+
         trail, shape = kept
         if len(shape) < 3 or len(shape) != inputs.dim():
             raise ExplainerError(f"The layer '{self.layer}' gives a tensor with {len(shape)} axes for inputs with {inputs.dim()}. "

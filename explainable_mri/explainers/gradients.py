@@ -7,7 +7,6 @@ __all__ = ['GradientExplainer', 'InputTimesGradient', 'IntegratedGradients', 'Sm
 
 # %% ../../nbs/53_gradients.ipynb #914622d6
 import torch
-from captum import attr
 from torch import nn
 
 from .base import BaseExplainer, Convention, ExplainerError, check_convention, network_logits
@@ -33,6 +32,8 @@ class GradientExplainer(BaseExplainer):
 
     def _attribute(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         "Maps from inputs that require gradients."
+        from captum import attr
+
         return attr.Saliency(self._logits).attribute(inputs, targets, abs=False)
 
 
@@ -80,6 +81,8 @@ class IntegratedGradients(GradientExplainer):
         return torch.full_like(inputs, self.baseline)
 
     def _attribute(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        from captum import attr
+
         return attr.IntegratedGradients(self._logits).attribute(
             inputs, self._start(inputs.detach()), targets, n_steps=self.steps, method=self.method,
             internal_batch_size=max(self.batch_size, len(inputs)))
@@ -112,6 +115,8 @@ class SmoothGrad(GradientExplainer):
         self.samples, self.deviation, self.seed, self.batch_size = samples, deviation, seed, batch_size
 
     def _attribute(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        from captum import attr
+
         devices = [inputs.device] if inputs.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.seed)

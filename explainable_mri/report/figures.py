@@ -19,9 +19,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from nilearn import plotting
-from nilearn.datasets import load_mni152_template
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from ..analysis.regions import side, without_side
 from ..analysis.statistics import Enrichment, Correlation, enrichment_by_group, correlation
@@ -54,6 +51,9 @@ def plot_relevance(
     display: Literal["ortho", "x", "y", "z", "mosaic"] = "ortho",  # three cuts, slices along an axis, or slices along all
 ) -> Figure:                               # the figure
     "Draw a relevance map over a brain; the limits that are not given are those of `relevance_limits`."
+    from nilearn import plotting
+    from nilearn.datasets import load_mni152_template
+
     begin, end = relevance_limits(relevance)
     upper = end if vmax is None else vmax
     lower = min(begin, upper / 2) if threshold is None else threshold
@@ -192,6 +192,8 @@ def plot_roc(
     title: str | None = None,                                     # title
 ) -> Figure:                                                      # the figure
     "Draw ROC curves, with the area under each in the legend; a comparison with one class only has no curve."
+    from sklearn.metrics import roc_auc_score, roc_curve
+
     figure, (ax,) = _charts(_HALF, 4.4)
     others = iter(_OTHER_COLORS * len(curves))
     for (name, (truth, probability)), line in zip(curves.items(), ["-", "--", "-.", ":"] * len(curves)):

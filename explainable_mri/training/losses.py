@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from ..registry import LOSSES
@@ -24,6 +23,8 @@ def class_weights(
     """Weigh classes inversely to their frequency, as scikit-learn's 'balanced' does.
 
     Raises `ValueError` when a label is out of range or a class has no scan."""
+    from sklearn.utils.class_weight import compute_class_weight
+
     labels = np.asarray(labels, dtype=int)
     counts = np.bincount(labels[labels >= 0], minlength=classes)
     if (labels < 0).any() or len(counts) > classes or not counts.all():

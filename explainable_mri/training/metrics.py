@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
 from ..tasks import Classification, Regression, prediction_columns
 
@@ -29,6 +28,8 @@ def binary_metrics(
 
     Raises `ValueError` when lengths differ, a class is neither 0 nor 1, or a probability is missing or not within
     0 and 1."""
+    from sklearn.metrics import roc_auc_score
+
     truth, probability = np.asarray(truth), np.asarray(probability, dtype=float)
     if truth.shape != probability.shape or truth.ndim != 1:
         raise ValueError(f"There must be one probability for each scan, but the shapes are {truth.shape} for the "
@@ -89,6 +90,8 @@ def task_metrics(
     predicted: pd.DataFrame,            # the columns of `prediction_columns`, a row a scan
 ) -> dict[str, dict[str, float]]:       # metrics by comparison
     "Measure predictions by the task."
+    from sklearn.metrics import roc_auc_score
+
     columns = predicted[prediction_columns(task)].to_numpy(dtype=float)
     if task.kind == "regression":
         return {task.target: regression_metrics(task.labels(table), columns[:, 0])}
