@@ -237,6 +237,8 @@ def predict_maps(
             raise
         raise ModelError(f"The network cannot be applied to scans on the grid '{model.grid.name}', (N, 1, {', '.join(map(str, shape))}): "
                          f"{error}") from error
+    if not values.isfinite().all():
+        raise ModelError("The network gives no finite numbers for these scans. Its weights, or the scans, are damaged: train or copy it again.")
     if values.shape[1] != len(model.task.outputs):
         raise ModelError(f"The network gives {values.shape[1]} values for a scan, but the task has "
                          f"{len(model.task.outputs)} outputs: {', '.join(model.task.outputs)}.")

@@ -514,7 +514,7 @@ def cohort_source(
         ]
         build.__signature__ = inspect.Signature(
             [*context, *own, *(one.replace(kind=one.KEYWORD_ONLY) for one in added)])
-        build.__doc__, build.__name__ = list_scans.__doc__, list_scans.__name__
+        build.__doc__, build.__name__, build.checks_itself = list_scans.__doc__, list_scans.__name__, True
         COHORTS.register(*names)(build)
         return list_scans
 

@@ -167,7 +167,8 @@ def read_table(
     except TableError:
         raise
     except Exception as error:  # the readers of pandas and openpyxl have errors of many kinds
-        raise TableError(str(path), [f"The file cannot be read as a table: {error}"]) from None
+        advice = "Save it as UTF-8 text." if isinstance(error, UnicodeError) else "Save it again from the program that made it."
+        raise TableError(str(path), [f"The file cannot be read as a table: {error}. {advice}"]) from None
     rows = rows.fillna("").apply(lambda column: column.astype(str).str.strip())
     table = _with_headings(rows.loc[rows.ne("").any(axis=1)], path)
     table.attrs["notes"] = notes

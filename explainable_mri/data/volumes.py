@@ -50,7 +50,7 @@ def _check_header(image: SpatialImage, name: str) -> None:
     if isinstance(image, nib.Nifti1Pair):
         _check_forms(image, name)
 
-
+# %% ../../nbs/10_volumes.ipynb #6ca3af2a
 def _check_forms(image: nib.Nifti1Pair, name: str) -> None:
     "Raise `VolumeError` where a NIfTI header does not say how the image lies, or says two things."
     try:
@@ -169,7 +169,7 @@ def _check_sizes(path: Path, dims: tuple[int, ...], offset: float, start: bytes)
         if size > 2**26:
             raise VolumeError(f"{path}: a header extension of {size} bytes is no header's. Convert the file again.")
 
-
+# %% ../../nbs/10_volumes.ipynb #af38a979
 def _why_unreadable(path: Path) -> str:
     "What is wrong with the name of a file; empty where it fits the content."
     with path.open("rb") as file:

@@ -14,6 +14,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from explainable_mri.errors import ExplainableMRIError
+
 from . import changes
 from .changes import BYTES, TABLES, Change, write
 from .originals import PERSON
@@ -31,7 +33,7 @@ class Door:
     changes: list[Change]       # what may happen to it
     use: Callable[[Path], tuple[dict[str, Any], list[str]]]  # results and notes, given the changed file; in the current folder
     valid: tuple[Change, ...] = ()  # changes that make another input, as valid as the first
-    words: tuple[str, ...] = ()  # words of which a refusal may name one, beside the file
+    remedies: bool = True       # whether a refusal must say what to do; that a Keras file is damaged, or what it holds, is enough
 
 
 # Scans
@@ -52,7 +54,10 @@ def use_raw(path: Path) -> tuple[dict, list[str]]:
 
     found = survey(next(part for part in Path(path).parents if part.parent == Path()))
     assert len(found.scans) == 1 or found.left_out, "a scan vanished"
-    raw = read_scan(found.scans[0])
+    try:
+        raw = read_scan(found.scans[0])
+    except ExplainableMRIError as error:  # as `prepare` says it
+        raise type(error)(f"{found.scans[0].name}: {error}") from None
     return {"array": np.asarray(raw.image.dataobj), "affine": raw.image.affine, "covariates": raw.covariates}, [
         *raw.notes, *found.scans[0].notes, *(f"{name}: {reason}" for name, reason in found.left_out.items()), *raw.series]
 
@@ -456,14 +461,14 @@ DOORS = [
          [f"{_FOLD}/*", f"{_FOLD}/explanations/*", f"{_FOLD}/explanations/relevance/*", "results/tiny/config.yaml"],
          [changes.cut, changes.flip, changes.other_kind, changes.no_file, other_experiment, other_experiment, other_experiment], use_results),
     Door("Keras files", ["network.hdf5", "network.keras", "scan.nii.gz"], ["network.hdf5", "network.keras"], [*BYTES], use_import,
-         valid=(changes.flip, changes.erase)),
-    Door("Keras files' content", ["network.hdf5", "scan.nii.gz"], ["network.hdf5"], [keras_content], use_import),
-    Door("Keras archives", ["network.keras", "scan.nii.gz"], ["network.keras"], [changes.zip_member, changes.zip_size], use_import),
-    Door("native networks", ["native", "scan.nii.gz"], ["native/network.json", "native/weights.safetensors"], [*BYTES, *BYTES], use_model),
-    Door("native networks' content", ["native", "scan.nii.gz"], ["native/network.json"], [changes.json_value], use_model),
-    Door("native networks' weights", ["native", "scan.nii.gz"], ["native/weights.safetensors"], [native_weights, native_weights, native_edited], use_model),
+         valid=(changes.flip, changes.erase), remedies=False),
+    Door("Keras files' content", ["network.hdf5", "scan.nii.gz"], ["network.hdf5"], [keras_content], use_import, remedies=False),
+    Door("Keras archives", ["network.keras", "scan.nii.gz"], ["network.keras"], [changes.zip_member, changes.zip_size], use_import, remedies=False),
+    Door("native networks", ["native", "scan.nii.gz"], ["native/network.json", "native/weights.safetensors"], [*BYTES, *BYTES], use_model, remedies=False),
+    Door("native networks' content", ["native", "scan.nii.gz"], ["native/network.json"], [changes.json_value], use_model, remedies=False),
+    Door("native networks' weights", ["native", "scan.nii.gz"], ["native/weights.safetensors"], [native_weights, native_weights, native_edited], use_model, remedies=False),
     Door("DICOM", ["dicom", "enhanced"], ["dicom/s01/*", "enhanced/s01/*"], [*BYTES, *[dicom_tag] * 5], use_raw,
-         valid=(changes.flip, changes.erase)),
+         valid=(changes.flip, changes.erase, changes.insert)),
     Door("DICOM series", ["dicom"], ["dicom/s01/*"], [dicom_files, dicom_tag], use_raw),
     Door("zip files", ["zipped"], ["zipped/s01.zip"], [*BYTES, *[changes.zip_member] * 4, changes.zip_size, swap_members], use_raw),
 ]

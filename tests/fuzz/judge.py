@@ -138,7 +138,7 @@ def same(one: Any, other: Any) -> bool:
     return one == other
 
 
-def judge(found: Observation, original: Observation, meaning: str, names: list[str]) -> tuple[str, str]:
+def judge(found: Observation, original: Observation, meaning: str, names: list[str], remedies: bool = True) -> tuple[str, str]:
     """The kind of an outcome, and words about it.
 
     `meaning` is what a change means: "wrong": nobody can want its result, so it must be refused or said; "other": it makes another input that
@@ -152,7 +152,7 @@ def judge(found: Observation, original: Observation, meaning: str, names: list[s
             return "unexpected", found.message
         if not any(name in found.message for name in names):
             return "unexpected", f"(no file or key is named) {found.message}"
-        return ("refused", found.message) if _REMEDY.search(found.message) else ("unexpected", f"(no remedy) {found.message}")
+        return ("refused", found.message) if not remedies or _REMEDY.search(found.message) else ("unexpected", f"(no remedy) {found.message}")
     if same(found.result, original.result):
         return "accepted", "the result is the same"
     if news := found.said - original.said:

@@ -59,8 +59,8 @@ def _try(door: Door, originals: Path, folder: Path, rng: np.random.Generator, kn
     start = time.perf_counter()
     found = observe(lambda: door.use(below), folder)
     meaning = "other" if words.startswith("valid: ") or change in door.valid else "wrong"
-    names = [path.name, path.stem, str(below.parent) if below.parent != Path() else path.name, *door.words, *_keys(words)]
-    kind, said = judge(found, known[door.name, str(below)], meaning, names)
+    names = [path.name, path.stem, str(below.parent) if below.parent != Path() else path.name, below.parent.name or path.name, *_keys(words)]
+    kind, said = judge(found, known[door.name, str(below)], meaning, names, door.remedies)
     return Verdict(door.name, change.__name__, f"{below}: {words}", kind, said, time.perf_counter() - start)
 
 
