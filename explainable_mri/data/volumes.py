@@ -123,7 +123,7 @@ def _require_file(path: Path) -> None:
     try:
         if path.is_file():
             return
-        words = "this is not a file" if path.exists() else "there is no such file"
+        words = "this is not a file. Give the path of one" if path.exists() else "there is no such file"
     except (OSError, ValueError) as error:  # a name that is too long, or holds a null
         words = f"this cannot be the name of a file ({error})"
     raise VolumeError(f"{str(path)[:300]}: {words}.")
@@ -148,6 +148,9 @@ def check_announced(
             offset, dims = struct.unpack(f"{order}f", start[108:112])[0], struct.unpack(f"{order}8h", start[40:56])
         elif order == ">" and path.name.lower().endswith((".mgz", ".mgh")) and len(start) >= 20:
             offset, dims = 0, (4, *struct.unpack(">4i", start[4:20]))
+            if start[28:30] != b"\0\1":  # nibabel would take FreeSurfer's default axes
+                raise VolumeError(f"{path}: the header does not say how the image lies in space (its goodRASFlag is not 1), so left and "
+                                  "right cannot be told apart. Convert the file from its source again.")
         else:
             continue
         _check_sizes(path, dims, offset, start)

@@ -232,7 +232,7 @@ def _why_unreadable(path: Path) -> str:
         return (f"a link to a file that is not there ({os.readlink(path)}). Fetch it, such as with datalad get, "
                 "or mend the link")
     if not path.is_file():
-        return "no ordinary file"
+        return "no ordinary file. Take it out, or put the scan there"
     for endings, words in _UNREAD.items():
         if _ending(path, endings):
             return words
@@ -658,7 +658,9 @@ def find_scans(
 
 # %% ../../nbs/27_scans.ipynb #c978aff0
 def _require_contrast(voxels: np.ndarray, name: str) -> None:
-    "Raise `VolumeError` for an image that shows nothing: one value, or no positive one."
+    "Raise `VolumeError` for an image that shows no head: too few slices, one value, or no positive one."
+    if min(voxels.shape) < 8:
+        raise VolumeError(f"{name}: {' × '.join(map(str, voxels.shape))} voxels are no scan of a whole head. Take the whole series.")
     low, high = float(voxels.min()), float(voxels.max())
     if low == high or high <= 0:
         what = f"every voxel is {low:g}" if low == high else f"no voxel is brighter than 0 (the values go from {low:g} to {high:g})"

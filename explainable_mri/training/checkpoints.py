@@ -139,7 +139,7 @@ def _fill(component: Component, shape: tuple[int, ...], outputs: int, weights: d
 
 # %% ../../nbs/42_checkpoints.ipynb #f882a116
 def _fingerprint(content: dict[str, Any]) -> str:
-    "A hash of weights and metadata, in whatever order they come."
+    "A hash of weights and metadata, their order included, which is that of the classes."
     found = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -147,9 +147,9 @@ def _fingerprint(content: dict[str, Any]) -> str:
             found.update(f"{value.dtype} {tuple(value.shape)}".encode())
             found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         elif isinstance(value, dict):
-            for key in sorted(value, key=str):
+            for key, one in value.items():
                 found.update(f"{key!r}:".encode())
-                add(value[key])
+                add(one)
         elif isinstance(value, list | tuple):
             found.update(f"{len(value)} of".encode())
             for one in value:

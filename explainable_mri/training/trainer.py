@@ -313,6 +313,10 @@ def _new_module(description: dict, task: Classification | Regression, config: Tr
         criterion = _Standardised(loss.build(LOSSES), scale)
     else:
         criterion = loss.build(LOSSES, weight=weights if config.class_weights else None)
+    try:
+        criterion(torch.zeros(2, len(task.outputs)), torch.zeros(2, dtype=torch.float32 if regression else torch.int64))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TrainingError(f"The loss '{loss.name}' cannot be computed with {loss.params}: {error}. Correct its params.") from None
     return NetworkTraining(network, criterion, task, config.learning_rate, description["seed"], {**description, **metadata})
 
 

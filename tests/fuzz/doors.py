@@ -95,8 +95,8 @@ def use_table(path: Path) -> tuple[dict, list[str]]:
     main(["--debug", "check", "table.yaml", override], standalone_mode=False)
     cohort = load_cohort(load_config("table.yaml", [override]))
     columns = ["path", "subject", "session", "group", "age", "sex", "tiv", "field_strength"]
-    return {name: cohort.table[name].to_numpy() if cohort.table[name].dtype.kind in "if" else cohort.table[name].tolist()
-            for name in columns}, list(cohort.notes)
+    table = cohort.table.assign(path=[Path(path).name for path in cohort.table.path])
+    return {name: table[name].to_numpy() if table[name].dtype.kind in "if" else table[name].tolist() for name in columns}, list(cohort.notes)
 
 
 def use_config(path: Path) -> tuple[dict, list[str]]:
@@ -446,7 +446,8 @@ DOORS = [
          valid=(changes.flip, changes.erase, changes.flip_start)),
     Door("raw scans", ["raw_nii", "raw_mgz", "raw_img"], ["raw_nii/*", "raw_mgz/*"],
          [*BYTES, changes.bomb], use_raw, valid=()),
-    Door("raw NIfTI scans", ["raw_nii"], ["raw_nii/*"], [changes.header_field, changes.header_field, changes.voxels, changes.geometry], use_raw),
+    Door("raw NIfTI scans", ["raw_nii"], ["raw_nii/*"], [changes.header_field, changes.header_field, changes.voxels, changes.geometry], use_raw,
+         valid=(changes.voxels, changes.geometry)),
     Door("raw MGH and Analyze scans", ["raw_mgz", "raw_img"], ["raw_mgz/*"], [mgh_field], use_raw),
     Door("tables", ["table.yaml", "participants.csv", "participants.tsv", "participants.xlsx", "data"], ["participants.*"],
          [*BYTES, *TABLES, *TABLES], use_table, valid=(changes.flip, changes.erase, changes.flip_start, changes.drop, changes.insert, changes.cut)),
@@ -468,7 +469,7 @@ DOORS = [
     Door("native networks' content", ["native", "scan.nii.gz"], ["native/network.json"], [changes.json_value], use_model, remedies=False),
     Door("native networks' weights", ["native", "scan.nii.gz"], ["native/weights.safetensors"], [native_weights, native_weights, native_edited], use_model, remedies=False),
     Door("DICOM", ["dicom", "enhanced"], ["dicom/s01/*", "enhanced/s01/*"], [*BYTES, *[dicom_tag] * 5], use_raw,
-         valid=(changes.flip, changes.erase, changes.insert)),
+         valid=(changes.flip, changes.erase, changes.insert, changes.drop)),
     Door("DICOM series", ["dicom"], ["dicom/s01/*"], [dicom_files, dicom_tag], use_raw),
     Door("zip files", ["zipped"], ["zipped/s01.zip"], [*BYTES, *[changes.zip_member] * 4, changes.zip_size, swap_members], use_raw),
 ]

@@ -1,6 +1,5 @@
 """Valid inputs for every door, made once by the program itself."""
 import json
-import shutil
 import zipfile
 from pathlib import Path
 
@@ -31,7 +30,8 @@ KERAS = {"class_name": "Sequential", "config": {"name": "small", "layers": [
 
 def make_originals(folder: Path) -> None:
     "Fill a folder with valid inputs; the current folder must be this one."
-    from explainable_mri.config import load_config
+    from explainable_mri.config import CacheConfig, load_config
+    from explainable_mri.data.cache import load_volumes
     from explainable_mri.experiments.explain import explain_fold
     from explainable_mri.experiments.folder import load_cohort
     from explainable_mri.experiments.report import write_experiment_report
@@ -50,8 +50,7 @@ def make_originals(folder: Path) -> None:
     make_tables(folder, cohort.table)
     make_dicom(folder)
     make_keras(folder)
-    train_fold(load_config("tiny.yaml", ["name=cached", "cache.folder=cache"]))
-    shutil.rmtree(folder / "results" / "cached")
+    load_volumes(cohort.table, cohort.grid, CacheConfig(folder=folder / "cache"))
 
 
 def make_volumes(folder: Path, scan: Path) -> None:
