@@ -18,7 +18,7 @@ import click
 from . import __version__
 from .config import ExperimentConfig, load_config
 from .errors import ConfigError, ExplainableMRIError
-from .registry import COHORTS, EXPLAINERS, LOSSES, MEASURES, NETWORKS, SPLITS, TRANSFORMS
+from .registry import BASELINES, COHORTS, EXPLAINERS, LOSSES, MEASURES, NETWORKS, SPLITS, TRANSFORMS
 
 # %% ../nbs/95_cli.ipynb #e6483736
 _REMEDIES = {
@@ -271,7 +271,7 @@ def info_command(config: Path | None, overrides: tuple[str, ...]) -> None:
 
     click.echo(yaml.safe_dump(describe_environment(), sort_keys=False))
     registries = {"cohorts": COHORTS, "splits": SPLITS, "networks": NETWORKS, "losses": LOSSES, "transforms": TRANSFORMS,
-                  "explainers": EXPLAINERS, "measures": MEASURES}
+                  "explainers": EXPLAINERS, "measures": MEASURES, "baselines": BASELINES}
     for kind, registry in registries.items():
         click.echo(f"{kind}:")
         for name, text in registry.describe().items():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import explainable_mri as xm
-from explainable_mri.registry import COHORTS, EXPLAINERS, LOSSES, MEASURES, NETWORKS, SPLITS, TRANSFORMS
+from explainable_mri.registry import BASELINES, COHORTS, EXPLAINERS, LOSSES, MEASURES, NETWORKS, SPLITS, TRANSFORMS
 
 ROOT = Path(__file__).parents[1]
 COVARIATES = {"age": 74, "sex": "F", "tiv": 1410, "field_strength": 3}
@@ -64,12 +64,12 @@ def test_help_shows_parameters_with_units():
     assert "Parameters" in text and "path of a scan's NIfTI file" in text and "age (years), sex, tiv (ml), field_strength (T)" in text
 
 
-@pytest.mark.parametrize("registry", ["COHORTS", "SPLITS", "TRANSFORMS", "NETWORKS", "LOSSES", "EXPLAINERS", "MEASURES"])
+@pytest.mark.parametrize("registry", ["COHORTS", "SPLITS", "TRANSFORMS", "NETWORKS", "LOSSES", "EXPLAINERS", "MEASURES", "BASELINES"])
 def test_registries_load_by_themselves(registry):
     assert len(python(f"from explainable_mri.registry import {registry}; print(*{registry}.names())").split()) > 1
 
 
-@pytest.mark.parametrize("registry", [COHORTS, SPLITS, TRANSFORMS, NETWORKS, LOSSES, EXPLAINERS, MEASURES])
+@pytest.mark.parametrize("registry", [COHORTS, SPLITS, TRANSFORMS, NETWORKS, LOSSES, EXPLAINERS, MEASURES, BASELINES])
 def test_every_part_says_in_a_line_what_it_is(registry):
     silent = [name for name, text in registry.describe().items() if not text]
     assert not silent, f"no description of the {registry.kind}s {', '.join(silent)}"

@@ -23,8 +23,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from ..config import Component
-from ..errors import ExplainableMRIError
+from ..errors import ConfigError, ExplainableMRIError
 from ..files import replacing
+from ..models.factory import without_imports
 from ..models.networks import build_network
 from ..registry import NETWORKS
 from ..tasks import Classification, Regression, Task
@@ -93,7 +94,7 @@ def _why_unreadable(path: Path, words: str) -> str:
 
 def _require_module(name: str, module: str, path: Path) -> None:
     "Raise `CheckpointError` where a network is registered by a module that is not imported; a file may not import it."
-    if name not in NETWORKS.names() and module not in sys.modules:
+    if name not in NETWORKS and module not in sys.modules:
         raise CheckpointError(f"The network '{name}' of {path} is registered by the module '{module}', which is not imported. "
                               f"If you trust it, run 'import {module}' first.")
 
@@ -127,7 +128,8 @@ def load_checkpoint(
 def _fill(component: Component, shape: tuple[int, ...], outputs: int, weights: dict[str, torch.Tensor], path: Path) -> nn.Module:
     "Build a network and give it its weights."
     try:
-        network = build_network(component, shape, outputs)
+        with without_imports():
+            network = build_network(component, shape, outputs)
         unfilled = any(one.is_meta for one in network.parameters())  # networks from Keras are built without memory
         network.load_state_dict(weights, assign=unfilled)
     except ExplainableMRIError as error:
@@ -190,7 +192,7 @@ def save_checkpoint(
 ) -> Path:                    # `path`
     "Write a checkpoint that `load_checkpoint` reads; raises `CheckpointError` for what it cannot hold."
     name = checkpoint.component.name
-    if name not in NETWORKS.names():
+    if name not in NETWORKS:
         raise CheckpointError(f"A network must be registered to be saved, so that it can be built again, and '{name}' is not. "
                               "Register the function or class that makes it: @NETWORKS.register('mine').")
     metadata = {**checkpoint.metadata, "network": checkpoint.component.model_dump(mode="json"), "module": NETWORKS[name].__module__,
