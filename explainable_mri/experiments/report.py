@@ -150,10 +150,12 @@ def _sum_line(scans: pd.DataFrame) -> str:
     "Whether maps sum to what they explain, in words."
     if not {"map_sum", "sum_holds"} <= set(scans) or scans.expected_sum.isna().all():
         return "This method has no check of its sums."
+    missed = int((~scans.sum_holds.astype(bool)).sum())
     share = (scans.map_sum / scans.expected_sum.where(scans.expected_sum != 0)).median()
     return (f"Check of the maps: all {len(scans)} are finite, and the sum of a map is {share:.2f} times {scans.expected_is.iloc[0]} in the median. "
-            "A method that conserves relevance gives 1; biases and the rules of some layers take their share. "
-            f"{int((~scans.sum_holds.astype(bool)).sum())} of them miss by more than the method allows.")
+            + ("No sum is promised by this method, in this convention" if "sum_promised" in scans and not scans.sum_promised.astype(bool).any() else
+               "A method that conserves relevance gives 1; biases and the rules of some layers take their share")
+            + f". {missed} of them miss by more than the method allows." * bool(missed) + "." * (not missed))
 
 
 def _relevance_section(config: ExperimentConfig, folders: list[Path], figures: dict[str, matplotlib.figure.Figure]) -> Section:

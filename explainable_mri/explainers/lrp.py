@@ -207,7 +207,7 @@ class LRP(BaseExplainer):
         **params: Any,                                                   # parameters of a composite given by name
     ):
         super().__init__(network, output)
-        check_convention(convention)
+        self.promised = check_convention(convention) == "standard"  # iNNvestigate's rules lose relevance by design
         if start not in ("logit", "output"):
             raise ExplainerError(f"Relevance starts from the 'logit' or from the 'output', not from {start!r}.")
         self.composite, self.start, self.shape = choose_composite(composite, convention, layers or {}, params), start, None
