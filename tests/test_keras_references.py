@@ -9,7 +9,8 @@ import torch
 from explainable_mri.data.volumes import get_grid, load_volume, save_volume
 from explainable_mri.explainers.lrp import LRP
 from explainable_mri.data.axes import AXES
-from explainable_mri.models.keras import import_keras, layer_report, load_keras, load_network
+from explainable_mri.models.keras import import_keras, layer_report, load_keras, load_network, native_weights
+from explainable_mri.registry import NETWORKS
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 FILES = sorted(REFERENCE.glob("keras_*/*.hdf5"))
@@ -32,6 +33,15 @@ def test_logits_agree(path):
         logits = network(read_input(path))
     np.testing.assert_allclose(logits.numpy(), references["logits"], atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(torch.softmax(logits, 1).numpy(), references["prob"], atol=1e-5)
+
+
+@pytest.mark.parametrize("path", GROUP, ids=lambda path: path.stem)
+def test_logits_of_group_networks_agree_as_modules_of_the_package(path):
+    volume, references = read_input(path), np.load(path.with_suffix(".npz"))
+    native = NETWORKS.build(path.stem.split("_")[0], volume.shape[2:], 2).eval()
+    native.load_state_dict(native_weights(load_keras(path), native), strict=True)
+    with torch.no_grad():
+        np.testing.assert_allclose(native(volume).numpy(), references["logits"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

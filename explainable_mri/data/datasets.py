@@ -96,9 +96,28 @@ def _file_of(volumes: np.ndarray) -> np.ndarray | str:
     whole = file and str(file).endswith(".npy") and os.path.getsize(file) == volumes.offset + volumes.nbytes
     return str(file) if whole else volumes
 
+# %% ../../nbs/23_datasets.ipynb #e22981a6
+def _second_input(dataset: "ScanDataset", rows: int | np.ndarray) -> dict[str, torch.Tensor]:
+    "The covariates of rows of the cohort, where the network sees any."
+    if dataset.covariates is None:
+        return {}
+    return {"covariates": torch.from_numpy(dataset.covariates[rows])}
+
+
+class _PickledByName:
+    "A dataset whose mapped volumes are pickled as the name of their file."
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"volumes": _file_of(self.volumes)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.volumes, str):
+            self.volumes = np.load(self.volumes, mmap_mode="r")
+
 # %% ../../nbs/23_datasets.ipynb #99a24a7a
-class ScanDataset(Dataset):
-    "Scans with labels: items `{'volume': (1, x, y, z) float32, 'label': int64 or float32, 'row': int}`."
+class ScanDataset(_PickledByName, Dataset):
+    "Scans with labels: items `{'volume': (1, x, y, z) float32, 'label': int64 or float32, 'row': int}`, and `covariates` if given."
 
     def __init__(
         self,
@@ -106,6 +125,7 @@ class ScanDataset(Dataset):
         labels: Sequence[int] | Sequence[float],  # class, or number, of each scan of the cohort
         rows: Sequence[int] | None = None,   # rows of the cohort that make up the dataset; None takes all
         transform: VolumeTransform | Callable | None = None,  # varies a volume (1, x, y, z) when asked
+        covariates: np.ndarray | None = None,  # second input of the whole cohort (scans, columns), if any
     ):
         if len(volumes) != len(labels):
             raise ValueError(f"There are {len(volumes)} volumes, but {len(labels)} labels.")
@@ -116,6 +136,7 @@ class ScanDataset(Dataset):
         self.targets = labels.astype(kind)[self.rows]  # the label of each item
         self.transform = transform if transform is None or isinstance(
             transform, VolumeTransform) else FunctionTransform(transform)
+        self.covariates = None if covariates is None else np.asarray(covariates, np.float32)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -124,7 +145,8 @@ class ScanDataset(Dataset):
         row = int(self.rows[item])
         volume = torch.from_numpy(np.array(self.volumes[row], np.float32)[None])
         varied = volume if self.transform is None else self.transform(volume)
-        return {"volume": varied, "label": torch.tensor(self.targets[item]), "row": row}
+        return {"volume": varied, "label": torch.tensor(self.targets[item]), "row": row,
+                **_second_input(self, row)}
 
     def batch(
         self,
@@ -141,21 +163,14 @@ class ScanDataset(Dataset):
             for row, place in zip(rows, volumes.numpy()):
                 place[0] = self.volumes[row]
         labels = torch.from_numpy(self.targets[list(items)])
-        return {"volume": volumes, "label": labels, "row": torch.from_numpy(rows)}
+        return {"volume": volumes, "label": labels, "row": torch.from_numpy(rows),
+                **_second_input(self, rows)}
 
     def without_transform(self) -> "ScanDataset":
         "The same scans as they are."
         plain = copy.copy(self)
         plain.transform = None
         return plain
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"volumes": _file_of(self.volumes)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(self.volumes, str):
-            self.volumes = np.load(self.volumes, mmap_mode="r")
 
 # %% ../../nbs/23_datasets.ipynb #dc27b4ff
 @runtime_checkable

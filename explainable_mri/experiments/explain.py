@@ -52,7 +52,7 @@ def explain_table(
             with warnings.catch_warnings():  # what a warning says of a single map is written down for each, and counted in the report
                 warnings.simplefilter("ignore", ExplanationWarning)
                 found = list(model.explain_maps(maps, settings.explainer.name, settings.target, settings.batch_size,
-                                                **settings.explainer.params))
+                                                model.second_input(batch), **settings.explainer.params))
             yield from found
             bar.update(len(batch))
 
@@ -93,7 +93,8 @@ def _write_maps(config: ExperimentConfig, model: Model, scans: pd.DataFrame, fol
     def explained() -> Iterator[np.ndarray]:
         for (_, scan), found in zip(scans.iterrows(), explain_table(config, model, scans), strict=True):
             path = save_volume(found.relevance, _map_path(folder, scan), model.grid)
-            numbers.append({"relevance_map": str(path.resolve()), **measure(found.relevance, scan), **_sums(found)})
+            numbers.append({"relevance_map": str(path.resolve()), **measure(found.relevance, scan), **_sums(found),
+                            **{f"{name}_relevance": value for name, value in found.covariates.items()}})
             regions.append(region_tables([(path.name, found.relevance)], atlas, model.grid))
             yield found.relevance
 

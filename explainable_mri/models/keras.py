@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KerasNetwork', 'load_keras', 'layer_report', 'describe_network', 'save_network', 'load_network', 'keras_network',
-           'import_keras']
+           'import_keras', 'native_weights']
 
 # %% ../../nbs/38_keras.ipynb #1c9088c1
 import json
@@ -269,3 +269,42 @@ def import_keras(
     with replacing(Path(folder, "layers.tsv")) as partial:
         report.to_csv(partial, sep="\t", index=False)
     return report
+
+# %% ../../nbs/38_keras.ipynb #7537e1d2
+def _columns_sorted(weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    "The weights (units, values) of a dense layer for values flattened with their channels first; `shape` is (C, x, y, z)."
+    channels, *size = shape
+    return weight.reshape(len(weight), *size, channels).movedim(-1, 1).reshape(len(weight), -1)
+
+
+def _weights_in_order(network: KerasNetwork) -> list[torch.Tensor]:
+    "Weights and statistics in the order of computation, as for volumes that are flattened with their channels first."
+    flattened, found = None, {}
+    for call in network.architecture.calls:
+        if network.architecture.layers[call.layer].class_name == "Flatten":
+            flattened = network.shapes[call.inputs[0]]
+        if call.layer in found:
+            continue
+        state = found[call.layer] = dict(network.layers[call.layer].state_dict())
+        if state and flattened is not None:
+            [name] = [one for one in state if one.endswith("weight")]
+            state[name], flattened = _columns_sorted(state[name], flattened), None
+    return [value for state in found.values() for value in state.values()]
+
+
+def native_weights(
+    network: KerasNetwork,  # an imported network
+    native: nn.Module,      # the same network as a module of the package, such as `alexnet(shape)`
+) -> dict[str, torch.Tensor]:  # for `native.load_state_dict(..., strict=True)`
+    """The weights of an imported network under the names that a module of the package has for them.
+
+    Raises `KerasError` where their number or a shape differs."""
+    weights, wanted = _weights_in_order(network), native.state_dict()
+    if len(weights) != len(wanted):
+        raise KerasError(f"The imported network has {len(weights)} tensors of weights and statistics, {type(native).__name__} {len(wanted)}: "
+                         "it is another network.")
+    for (name, place), weight in zip(wanted.items(), weights):
+        if place.shape != weight.shape:
+            raise KerasError(f"'{name}' has the shape {tuple(place.shape)}, but the imported network has {tuple(weight.shape)} at its place. "
+                             "Build the network with the size of the imported one's scans, or it is another network.")
+    return dict(zip(wanted, weights))

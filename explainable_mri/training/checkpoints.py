@@ -20,8 +20,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from ..config import Component
-from ..errors import ExplainableMRIError
+from ..errors import ConfigError, ExplainableMRIError
 from ..files import replacing
+from ..models.factory import without_imports
 from ..models.networks import build_network
 from ..registry import NETWORKS
 from ..tasks import Classification, Regression, Task
@@ -78,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _require_module(name: str, module: str, path: Path) -> None:
     "Raise `CheckpointError` where a network is registered by a module that is not imported; a file may not import it."
-    if name not in NETWORKS.names() and module not in sys.modules:
+    if name not in NETWORKS and module not in sys.modules:
         raise CheckpointError(f"The network '{name}' of {path} is registered by the module '{module}', which is not imported. "
                               f"If you trust it, run 'import {module}' first.")
 
@@ -102,7 +103,11 @@ def load_checkpoint(
         raise CheckpointError(f"{path} is a damaged checkpoint, or one of an earlier version: {type(error).__name__} {error}. "
                               "Train again.") from None
     _require_module(component.name, str(metadata.get("module", "")), path)
-    network = build_network(component, shape, len(task.outputs))
+    try:
+        with without_imports():
+            network = build_network(component, shape, len(task.outputs))
+    except ConfigError as error:
+        raise CheckpointError(f"The network of {path} cannot be built: {error}") from None
     try:
         unfilled = any(one.is_meta for one in network.parameters())  # networks from Keras are built without memory
         network.load_state_dict(weights, assign=unfilled)
@@ -118,7 +123,7 @@ def save_checkpoint(
 ) -> Path:                    # `path`
     "Write a checkpoint that `load_checkpoint` reads; raises `CheckpointError` for what it cannot hold."
     name = checkpoint.component.name
-    if name not in NETWORKS.names():
+    if name not in NETWORKS:
         raise CheckpointError(f"A network must be registered to be saved, so that it can be built again, and '{name}' is not. "
                               "Register the function or class that makes it: @NETWORKS.register('mine').")
     metadata = {**checkpoint.metadata, "network": checkpoint.component.model_dump(mode="json"), "module": NETWORKS[name].__module__,
