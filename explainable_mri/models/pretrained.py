@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PretrainedError', 'read_weights', 'PretrainedReport', 'match_weights', 'load_pretrained']
 
-# %% ../../nbs/39_pretrained.ipynb #e07346cd
+# %% ../../nbs/39_pretrained.ipynb #c40d9351
 import json
 import os
 from collections import Counter
@@ -22,7 +22,7 @@ from torch import nn
 from ..errors import ExplainableMRIError
 from .keras import load_network, native_weights
 
-# %% ../../nbs/39_pretrained.ipynb #4a09bd82
+# %% ../../nbs/39_pretrained.ipynb #9e73b470
 class PretrainedError(ExplainableMRIError, ValueError):
     "A file of weights that cannot be read, or does not fit the network."
 
@@ -69,7 +69,7 @@ def read_weights(
         raise PretrainedError(f"{file} holds no weights, that is, tensors by name.")
     return found
 
-# %% ../../nbs/39_pretrained.ipynb #3f8fd179
+# %% ../../nbs/39_pretrained.ipynb #c9b22500
 def _beginnings(names: Iterable[str]) -> list[str]:
     "The beginnings, up to a dot, that most names share; none at all is the first."
     found = Counter(name[: place + 1] for name in names for place, letter in enumerate(name) if letter == ".")
@@ -93,7 +93,7 @@ def _fitting(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tenso
                 best = tried
     return best
 
-# %% ../../nbs/39_pretrained.ipynb #e41ca905
+# %% ../../nbs/39_pretrained.ipynb #6d55e1da
 @dataclass(frozen=True)
 class PretrainedReport:
     "What became of each tensor of a file, and of each of the network."
@@ -134,7 +134,7 @@ def match_weights(
     table = pd.DataFrame(rows, columns=["network", "file", "shape", "numbers", "status"])
     return loaded, PretrainedReport(table.sort_values("status", kind="stable", ignore_index=True), source)
 
-# %% ../../nbs/39_pretrained.ipynb #0b5c9df7
+# %% ../../nbs/39_pretrained.ipynb #d64460f9
 _LEAST = 0.1  # share of the network's convolutions and other kernels that must fit
 
 

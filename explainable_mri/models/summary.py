@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['multiply_adds', 'training_memory', 'receptive_field', 'time_per_scan', 'compare_networks']
 
-# %% ../../nbs/35_summary.ipynb #340e282c
+# %% ../../nbs/35_summary.ipynb #815ec701
 import copy
 import time
 import warnings
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..config import Component
 from .networks import build_network
 
-# %% ../../nbs/35_summary.ipynb #5c43e8f1
+# %% ../../nbs/35_summary.ipynb #e580151f
 def multiply_adds(
     network: nn.Module,          # any network
     input_shape: Sequence[int],  # size of a scan (x, y, z), in voxels
@@ -55,7 +55,7 @@ def training_memory(
         fresh(torch.zeros(2, 1, *input_shape))
     return sum(kept.values()) // 2
 
-# %% ../../nbs/35_summary.ipynb #ae89e5ad
+# %% ../../nbs/35_summary.ipynb #93f1004f
 _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Dropout, nn.Dropout3d)
 
 
@@ -93,7 +93,7 @@ def receptive_field(
     seen = gradient[0, 0].nonzero()
     return tuple((seen.amax(0) - seen.amin(0) + 1).tolist())
 
-# %% ../../nbs/35_summary.ipynb #6c73ecca
+# %% ../../nbs/35_summary.ipynb #073110a1
 def time_per_scan(
     network: nn.Module,          # any network
     input_shape: Sequence[int],  # size of a scan (x, y, z), in voxels
