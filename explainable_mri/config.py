@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigError, suggest
 from .files import replacing
@@ -61,6 +61,15 @@ class NetworkConfig(Component):
 # %% ../nbs/06_config.ipynb #6f3f4c9c
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truth(cls, values: Any) -> Any:
+        "Refuse true and false, which would be read as 1 and 0, where something else is asked for."
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+                raise ValueError(f"'{name}' is {str(value).lower()}: true and false are no value of it")
+        return values
 
 
 class CacheConfig(_Section):
@@ -222,31 +231,42 @@ def _merge(values: dict, changes: dict) -> dict:
 _LARGEST = 1_000_000  # bytes of a configuration; those of this project have a few hundred
 
 
-def _parse_yaml(path: Path) -> Any:
+class _Loader(yaml.SafeLoader):
+    "Reads YAML, and refuses a mapping in which a key stands twice, of which YAML's reader would drop the first."
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' stands here twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(path: Path, named: str = "") -> Any:
     "Read a YAML file of reasonable size, without aliases, which can make a few lines grow beyond all memory."
     if not path.is_file() or path.stat().st_size > _LARGEST:
-        raise ConfigError(f"{path} is no configuration: it must be an ordinary text file of at most {_LARGEST // 1000} kB.")
+        raise ConfigError(f"{path}{named} is no configuration: it must be an ordinary text file of at most {_LARGEST // 1000} kB.")
     try:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
             raise ConfigError(f"{path} uses a YAML alias (*name). Write the values out.")
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        advice = " Save it as UTF-8 text." if isinstance(error, UnicodeDecodeError) else " Correct the line."
+        raise ConfigError(f"{path} is not valid YAML: {error}.{advice}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     "Read a YAML mapping and, below it, the files it is based on; `above` are the files that led here."
+    named = f", which {above[-1]} names under 'base'," if above else ""
     if not os.path.lexists(path):
-        named = f", which {above[-1]} names under 'base'" if above else ""
-        raise ConfigError(f"There is no configuration file {path}{named}.")
+        raise ConfigError(f"There is no configuration file {path}{named.removesuffix(',')}.")
     if path.resolve() in [one.resolve() for one in above]:
         raise ConfigError(f"{above[-1]} is based on {path}, which is based on it in turn. Take one 'base' out.")
-    values = _parse_yaml(path)
+    values = _parse_yaml(path, named)
     values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path} must hold keys and values, such as 'name: demo', not {type(values).__name__}.")
@@ -270,7 +290,11 @@ def _message(error: ValidationError) -> str:
             part = {"name", "params"} if parent == "model" or not siblings else set()
             lines.append(f"'{key}' is not a known key. {suggest(last, {*siblings} | part)}")
         else:
-            lines.append(f"'{key}' is {item['input']!r}: {item['msg']}." if key else f"{item['msg']}.")
+            said = item["msg"].removeprefix("Value error, ")
+            if item["type"].startswith("union_tag"):
+                said = "It must hold keys and values, such as classes: {CN: [CN], AD: [AD]}, or kind: regression and a target"
+            given = repr(item["input"])
+            lines.append(f"'{key}' is {given if len(given) < 100 else given[:100] + '…'}: {said}." if key else f"{said}.")
     return "\n".join(lines)
 
 

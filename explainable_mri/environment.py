@@ -89,7 +89,7 @@ def progress_bar(
 ) -> tqdm:                             # the bar; a context manager, and iterable
     "Show how far long work is: a bar in a terminal, one line in a notebook, one line at the end in a log file."
     if os.getpid() != _PROCESS:  # a copy of the process, which must not speak for it
-        return tqdm(iterable, **options, disable=True)
+        return tqdm(iterable, **{**options, "disable": True})
     if "ipykernel" in sys.modules and not sys.stderr.isatty():
         return _NotebookBar(iterable, **{"mininterval": 0.5, "ncols": 120, "ascii": False, "file": io.StringIO(), **options})
     quiet = {} if sys.stderr.isatty() else {"mininterval": float("inf"), "maxinterval": float("inf")}

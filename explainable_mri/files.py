@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import FileError
+
 # %% ../nbs/02_files.ipynb #ed681217
 @contextmanager
 def replacing(
@@ -85,8 +87,13 @@ def write_json(
 def read_json(
     path: str | os.PathLike,  # JSON file
 ) -> dict:                    # its values
-    "Read a JSON file; raises `ValueError` that names a file that is not JSON."
+    "Read a JSON file; raises `FileError` for one that holds no keys and values, `FileNotFoundError` where there is none."
+    if Path(path).exists() and not Path(path).is_file():
+        raise FileError(f"{path}: a folder, a device or a pipe, where a JSON file is expected. Put the file there.")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error}).") from None
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path}: not a JSON file ({error}). Restore it.") from None
+    if not isinstance(values, dict):
+        raise FileError(f"{path}: a JSON file of keys and values is expected, not a {type(values).__name__}. Restore it.")
+    return values

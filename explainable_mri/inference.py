@@ -9,11 +9,12 @@ __all__ = ['ModelError', 'Prediction', 'Explanation', 'OnGrid', 'SecondInput', '
 
 # %% ../nbs/59_inference.ipynb #114eb9f5
 import copy
+import difflib
 import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .data.atlases import load_atlas
 from .data.axes import Axes, get_axes
 from .data.cache import load_volumes, residual_maps
 from .data.cohorts import LIMITS
-from .data.residuals import Design, ResidualModel, check_sizes
+from .data.residuals import Design, ResidualModel, check_sizes, is_another_scale
 from .data.volumes import GRIDS, Grid, Volume, get_grid, load_volume
 from .environment import progress_bar
 from .errors import ExplainableMRIError
@@ -78,6 +79,14 @@ class Prediction:
             return f"{self.task.target} {self.number:.1f} {self.task.unit}".strip()
         return ", ".join(f"{name} {value:.2f}" for name, value in self.probabilities.items())
 
+    def __repr__(self) -> str:
+        return f"Prediction({self}{_count_notes(self.notes)})"
+
+
+def _count_notes(notes: Sequence[str]) -> str:
+    "How many notes there are, for one line."
+    return f"; {len(notes)} note{'s' * (len(notes) > 1)}" if notes else ""
+
 # %% ../nbs/59_inference.ipynb #ca83cdbe
 @dataclass(frozen=True, eq=False)
 class Explanation:
@@ -92,6 +101,11 @@ class Explanation:
     check: Completeness | None = None  # what the map sums to, and should; None where the method has no such check
     layer: str | None = None   # the layer at which the method looks, where it looks at one
     covariates: dict[str, float] = field(default_factory=dict)  # relevance of each covariate that the network sees beside the scan
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.relevance.shape))
+        sums = f"; {self.check}" if self.check else ""
+        return f"Explanation({self.method} for {self.target}, {size} voxels; {self.prediction}{sums}{_count_notes(self.notes)})"
 
     @property
     def probability(self) -> float:
@@ -310,6 +324,8 @@ def predict_maps(
             raise
         raise ModelError(f"The network cannot be applied to scans on the grid '{model.grid.name}', (N, 1, {', '.join(map(str, shape))}): "
                          f"{error}") from error
+    if not values.isfinite().all():
+        raise ModelError("The network gives no finite numbers for these scans. Its weights, or the scans, are damaged: train or copy it again.")
     if values.shape[1] != len(model.task.outputs):
         raise ModelError(f"The network gives {values.shape[1]} values for a scan, but the task has "
                          f"{len(model.task.outputs)} outputs: {', '.join(model.task.outputs)}.")
@@ -385,7 +401,7 @@ def _explain_batch(model: Model, explainer: Explainer, batch: torch.Tensor, numb
     found = explainer.explain(batch, target=list(units))
     for number, (one, sign, name) in enumerate(zip(found.relevance, signs, names)):
         check = Completeness((sign * found.check.total[number],), (sign * found.check.expected[number],), (found.check.scale[number],),
-                             found.check.meaning, found.check.limit)
+                             found.check.meaning, found.check.limit, found.check.promised)
         yield RelevanceMap(sign * one[0].cpu().numpy(), name, check, found.layer, _covariate_relevance(model, sign * one, found.layer))
 
 # %% ../nbs/59_inference.ipynb #2c15a8cc
@@ -400,7 +416,7 @@ def _check_covariates(model: Model, given: Mapping[str, Any]) -> list[str]:
     needed = list(may_lack)
     for name in needed:
         if name not in given:
-            if may_lack[name]:
+            if may_lack[name] or any(difflib.get_close_matches(str(other), [name], cutoff=0.75) for other in given if other not in needed):
                 continue
             raise ModelError(f"The covariate '{name}' is missing. The model needs {', '.join(needed)}, as in "
                              f"covariates={{{name!r}: ...}}; it was given: {', '.join(map(str, given)) or 'none'}.")
@@ -409,7 +425,11 @@ def _check_covariates(model: Model, given: Mapping[str, Any]) -> list[str]:
         number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         if name in LIMITS and not (number and low <= value <= high):
             raise ModelError(f"The covariate '{name}' is {value!r}, expected {low:g} to {high:g} {unit}.")
-    return [f"The covariate '{name}' is not used: the model has no use for it." for name in given if name not in needed]
+    surplus = [name for name in given if name not in needed]
+    for name in surplus:
+        if name not in LIMITS and (near := difflib.get_close_matches(str(name), needed, n=1, cutoff=0.75)):
+            raise ModelError(f"The model knows no covariate '{name}'. Did you mean '{near[0]}'? It uses {', '.join(needed)}.")
+    return [f"The covariate '{name}' is not used: the model has no use for it." for name in surplus]
 
 # %% ../nbs/59_inference.ipynb #7e305f50
 @dataclass(frozen=True, eq=False)
@@ -422,11 +442,14 @@ class _OneScan:
     notes: tuple[str, ...]          # what was done or left out
 
 
-def _one(model: Model, scan: Any, covariates: Mapping[str, Any] | None, resample: bool) -> _OneScan:
+def _one(model: Model, scan: Any, covariates: Mapping[str, Any] | None, resample: bool, any_scale: bool = False) -> _OneScan:
     "Read a scan, and take its covariates out or lay them beside it."
     unused = _check_covariates(model, covariates or {})
     volume = load_volume(scan, model.grid, resample)
     unlike = check_sizes(model.residuals, [volume.array]) if isinstance(model.residuals, ResidualModel) else []
+    if any(unlike) and not any_scale and is_another_scale(model.residuals, volume.array):
+        raise ModelError(f"{volume.source or 'The scan'}: {unlike[0]} Prepare it as the scans of the training were, or say "
+                         "any_scale=True where its values are meant to be so.")
     notes = [*volume.notes, *unused, *filter(None, unlike)]
     if unused:
         warnings.warn(unused[0], stacklevel=4)
@@ -445,9 +468,10 @@ def predict_scan(
     scan: Any,                     # path of a NIfTI file, a Volume, or an image of nibabel, nilearn or TorchIO, on the model's grid
     covariates: Mapping[str, Any] | None = None,  # age (years), sex, tiv (ml), field_strength (T), as the residual model needs them
     resample: bool = False,        # interpolate a scan that lies on another grid, instead of refusing it
+    any_scale: bool = False,       # take a scan whose values are tens of times those of the training's scans, with a note
 ) -> Prediction:                   # probability of each class, or the number
-    "Predict a scan; raises `VolumeError` for the scan, `CovariateError` for the covariates."
-    return _prediction(model, _one(model, scan, covariates, resample))
+    "Predict a scan; raises `VolumeError` for the scan, `ModelError` for its values, `CovariateError` for the covariates."
+    return _prediction(model, _one(model, scan, covariates, resample, any_scale))
 
 
 def explain_scan(
@@ -457,14 +481,18 @@ def explain_scan(
     target: str | int | None = None,              # class, its number, or a group of it; None: the predicted class
     covariates: Mapping[str, Any] | None = None,  # age (years), sex, tiv (ml), field_strength (T), as the residual model needs them
     resample: bool = False,        # interpolate a scan that lies on another grid, instead of refusing it
+    any_scale: bool = False,       # take a scan whose values are tens of times those of the training's scans, with a note
     **params: Any,                 # parameters of the explainer, such as epsilon
 ) -> Explanation:                  # relevance map, prediction, and what to do with them
     "Explain the prediction for a scan; raises `VolumeError`, `CovariateError`, or `ConfigError` for an unknown method or target."
     EXPLAINERS[method]
     number = 0 if model.task.kind == "regression" else output_index(model.task, target)
-    one = _one(model, scan, covariates, resample)
+    one = _one(model, scan, covariates, resample, any_scale)
     prediction = _prediction(model, one)
     chosen = model.task.outputs[int(np.argmax(prediction.values)) if number is None else number]
+    if number is None:
+        note = f"'{chosen}' is explained, the predicted class, since no target was given."
+        prediction = replace(prediction, notes=(*prediction.notes, note))
     found = next(explain_maps(model, one.maps, method, chosen, 1, one.covariates, **params))
     return Explanation(Volume(found.relevance, model.grid), one.volume, prediction, chosen, method, params, found.check, found.layer,
                        found.covariates)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from .errors import ConfigError, suggest
+from .errors import ConfigError, ExplainableMRIError, suggest
 
 # %% ../nbs/03_registry.ipynb #dda943df
 class Registry:
@@ -55,6 +55,8 @@ class Registry:
 
     def __getitem__(self, name: str) -> Callable:
         self._load()
+        if not isinstance(name, str):
+            raise ConfigError(f"The name of a {self.kind} must be text, not {name!r}. {suggest('', self._builders)}")
         if name not in self._builders:
             for pattern, finder in self._families.items():
                 if fnmatchcase(name, pattern):
@@ -70,9 +72,7 @@ class Registry:
         **params: Any,  # keywords
     ) -> Any:           # what the registered class or function returns
         "Build the named part; raises `ConfigError` where the name or a keyword is unknown."
-        builder = self[name]
-        _check_arguments(builder, f"The {self.kind} '{name}'", args, params)
-        return builder(*args, **params)
+        return _build(self[name], f"The {self.kind} '{name}'", args, params)
 
 # %% ../nbs/03_registry.ipynb #43fa7de2
 def describe(
@@ -101,6 +101,43 @@ def _check_arguments(builder: Callable, what: str, args: tuple, params: dict) ->
         unknown = [name for name in params if name not in known]
         hint = suggest(unknown[0], known) if unknown else f"It takes: {', '.join(known)}."
         raise ConfigError(f"{what} cannot be built: {error}. {hint}") from None
+
+# %% ../nbs/03_registry.ipynb #5c1e41d6
+def _build(builder: Callable, what: str, args: tuple, params: dict) -> Any:
+    "Call `builder` with checked arguments."
+    _check_arguments(builder, what, args, params)
+    params = _check_types(builder, what, params)
+    try:
+        return builder(*args, **params)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        if isinstance(error, ExplainableMRIError) or not params:
+            raise
+        given = ", ".join(f"{key}={str(value)[:60]}" for key, value in params.items())
+        raise ConfigError(f"{what} cannot be built with {given[:300]}: {str(error)[:500]}. Correct its params.") from error
+
+
+def _check_types(builder: Callable, what: str, params: dict) -> dict:
+    "Raise `ConfigError` for values that are not what the annotations of `builder` ask for; gives the values."
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+    if getattr(builder, "checks_itself", False):
+        return params
+    checked = dict(params)
+    for name, value in params.items():
+        parameter = inspect.signature(builder, eval_str=True).parameters.get(name)
+        if parameter is None or parameter.annotation in (inspect.Parameter.empty, Any):
+            continue
+        try:
+            adapter = TypeAdapter(parameter.annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+            read = adapter.validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(f"{what}: '{name}' is {str(repr(value))[:60]}: {error.errors()[0]['msg']}. Correct its params.") from None
+        except (PydanticSchemaGenerationError, PydanticUserError):
+            continue
+        if isinstance(value, str) and isinstance(read, int | float):
+            checked[name] = read
+    return checked
 
 # %% ../nbs/03_registry.ipynb #7193f571
 def register_family(

@@ -232,8 +232,10 @@ def _entries(folder: Path) -> Iterator[tuple[Path, dict]]:
     for path in folder.glob("*/maps.npy"):
         if not path.parent.name.startswith("."):
             try:
-                yield path.parent, read_json(path.with_name("about.json"))
-            except (OSError, ValueError):
+                about = read_json(path.with_name("about.json"))
+                about["scans"] = [(scan, stamp) for scan, stamp in about.get("scans", []) if isinstance(scan, str)]
+                yield path.parent, about
+            except (OSError, ValueError, TypeError):
                 yield path.parent, {}
 
 

@@ -150,10 +150,11 @@ def _check_words(
 # %% ../../nbs/15_cohorts.ipynb #4d13254d
 def _check_duplicates(table: pd.DataFrame) -> Iterator[tuple[Any, str]]:
     "Find rows that repeat an earlier row's file, its subject and session, or the content of its file."
-    keys = {"a duplicate, the same file as": [table["path"].map(_real_path, na_action="ignore")],
+    real, samples = ({path: of(path) for path in table["path"].dropna().unique()} for of in (_real_path, _sample))
+    keys = {"a duplicate, the same file as": [table["path"].map(real)],
             "a duplicate, the same subject and session as": [
                 table[name].map(identity_key, na_action="ignore") for name in ("subject", "session")],
-            "a duplicate, its file is a copy of that of": [table["path"].map(_sample, na_action="ignore")]}
+            "a duplicate, its file is a copy of that of": [table["path"].map(samples)]}
     reported = set()
     for words, columns in keys.items():
         first: dict[tuple, Any] = {}
@@ -187,14 +188,19 @@ def _real_path(path: str) -> str:
 # %% ../../nbs/15_cohorts.ipynb #683225a0
 def _check_files(paths: pd.Series, grid: Grid) -> Iterator[tuple[Any, str]]:
     "Find files that are missing, damaged or on another grid, by their headers."
+    found: dict[str, str] = {}  # what is wrong with each file, which may be listed many times
     for row, path in progress_bar(paths.items(), total=len(paths), desc="Checking scans", unit="scan", delay=2):
         if pd.isna(path):
             yield row, "path is missing"
             continue
-        try:
-            check_volume(path, grid)
-        except VolumeError as error:
-            yield row, str(error).splitlines()[0]
+        if path not in found:
+            try:
+                found[path] = ""
+                check_volume(path, grid)
+            except VolumeError as error:
+                found[path] = str(error).splitlines()[0]
+        if found[path]:
+            yield row, found[path]
 
 # %% ../../nbs/15_cohorts.ipynb #7978ca70
 @dataclass(frozen=True)
@@ -419,6 +425,8 @@ def _require_columns(table: pd.DataFrame, names: Sequence[str], source: str) -> 
     ]
     if table.empty:
         problems.append("There are no scans in it.")
+    if "session" not in table and (near := [name for name in table if str(name).strip().casefold() == "session"]):
+        problems.append(f"There is a column '{near[0]}'. If it holds the visits, say so under 'columns': {{session: {near[0]}}}.")
     if problems:
         raise CohortError(source, problems)
 
@@ -514,7 +522,7 @@ def cohort_source(
         ]
         build.__signature__ = inspect.Signature(
             [*context, *own, *(one.replace(kind=one.KEYWORD_ONLY) for one in added)])
-        build.__doc__, build.__name__ = list_scans.__doc__, list_scans.__name__
+        build.__doc__, build.__name__, build.checks_itself = list_scans.__doc__, list_scans.__name__, True
         COHORTS.register(*names)(build)
         return list_scans
 

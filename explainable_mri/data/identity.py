@@ -184,6 +184,8 @@ def when(
                                                              for number, unit in _BEFORE.findall(text)]
     if lengths:
         return "time", sum(number * _MONTHS[unit] for number, unit in lengths)
+    if days := re.search(r"(?<![a-z])d(\d{3,5})(?!\d)", text):  # OASIS-3 counts days since the first visit: d0129
+        return "time", float(days[1]) * _MONTHS["day"]
     if re.search(_START, text):
         return "start", -1.0 if re.search(r"(?<![a-z])sc",
                                           text) else 0.0  # a screening comes before a baseline

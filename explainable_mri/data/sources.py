@@ -368,6 +368,9 @@ def _build_part(name: str, part: Any, grid: Grid, groups: list[str], covariates:
     except TableError as error:
         raise CohortError(f"{name}, {str(error).partition(':')[0]}", error.problems) from None
 
+
+joined_cohort.checks_itself = True
+
 # %% ../../nbs/16_sources.ipynb #39c60049
 def _spellings(cohorts: Any, same_people: Sequence[Sequence[str]]) -> dict[str, str]:
     "What goes in front of the subjects of each cohort: its name, or those of all that share their people."

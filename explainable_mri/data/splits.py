@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import SplitConfig
+from ..config import Component, SplitConfig
 from ..errors import ExplainableMRIError, suggest
 from ..registry import SPLITS
 from .identity import identity_key, unify
@@ -254,10 +254,7 @@ def make_splits(
     """Split a cohort as configured; raises `ConfigError` for an unknown way, `SplitError` where the cohort
     does not allow it."""
     table = table.assign(subject=unify(table["subject"], "split"))
-    try:
-        return SPLITS.build(config.name, table=table, seed=seed, **config.params)
-    except TypeError as error:
-        raise SplitError(f"The split '{config.name}' cannot be made with {config.params}: {error}.") from None
+    return Component(name=config.name, params=config.params).build(SPLITS, table=table, seed=seed)
 
 
 def choose_fold(

@@ -12,6 +12,7 @@ import io
 import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ def place(
 
 # %% ../../nbs/13_tables.ipynb #b4c6a402
 _LARGEST = 200_000_000  # bytes of a table; a larger file is none
+_MOST_ROWS = 500_000
 
 
 def _read_text(path: Path, sheet: str | None) -> tuple[pd.DataFrame, list[str]]:
@@ -158,7 +160,7 @@ def read_table(
         raise TableError(str(path), ["A table ends in .csv, .tsv, .txt or .xlsx. Save an .xls workbook as "
                                      ".xlsx."])
     if not path.is_file():
-        raise TableError(str(path), ["This is not a file." if path.exists() else "There is no such file."])
+        raise TableError(str(path), ["This is not a file. Give the path of one." if path.exists() else "There is no such file."])
     if path.stat().st_size > _LARGEST:
         raise TableError(str(path), [f"The file has {path.stat().st_size / 1e6:.0f} MB, more than a table "
                                      "can have."])
@@ -167,8 +169,12 @@ def read_table(
     except TableError:
         raise
     except Exception as error:  # the readers of pandas and openpyxl have errors of many kinds
-        raise TableError(str(path), [f"The file cannot be read as a table: {error}"]) from None
-    rows = rows.fillna("").apply(lambda column: column.astype(str).str.strip())
+        advice = "Save it as UTF-8 text." if isinstance(error, UnicodeError) else "Save it again from the program that made it."
+        raise TableError(str(path), [f"The file cannot be read as a table: {error}. {advice}"]) from None
+    if len(rows) > _MOST_ROWS:
+        raise TableError(str(path), [f"The table has {len(rows)} rows, and scans are at most {_MOST_ROWS}. Save the rows that are scans."])
+    rows = rows.fillna("")
+    rows = rows.loc[:, rows.ne("").any()].apply(lambda column: column.astype(str).str.strip())
     table = _with_headings(rows.loc[rows.ne("").any(axis=1)], path)
     table.attrs["notes"] = notes
     return table
@@ -179,11 +185,12 @@ def _with_headings(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     if rows.empty:
         raise TableError(str(path), ["The file cannot be read as a table: it is empty."])
     headings = [" ".join(heading.split()) for heading in rows.iloc[0]]
+    counts, places = Counter(headings), [column + 1 for column in rows.columns]
     table = rows.iloc[1:].set_index(rows.index[1:] + 1)
     table.columns = [
-        heading if heading and headings.count(heading) == 1 else
+        heading if heading and counts[heading] == 1 else
         f"{heading} (column {_letter(number)})".strip()
-        for number, heading in enumerate(headings, 1)
+        for number, heading in zip(places, headings)
     ]
     unnamed = [column for column, heading in zip(table.columns, headings) if not heading]
     table = table.mask(table.isin(MISSING)).astype(object)

@@ -27,7 +27,7 @@ from ..data.volumes import get_grid, load_map, save_volume
 from ..environment import progress_bar
 from ..errors import ConfigError
 from .folder import (
-    check_experiment, check_inputs, check_seal, load_cohort, open_experiment, read_scans, save_figures, seal, write_table)
+    check_experiment, check_inputs, check_seal, explained_folds, load_cohort, open_experiment, read_scans, save_figures, seal, write_table)
 from .train import read_predictions
 from ..explainers.base import ExplanationWarning
 from ..files import read_json, safe_name, write_json
@@ -82,7 +82,7 @@ def _sums(found: RelevanceMap) -> dict[str, object]:
     if found.check is None:
         return {}
     return {"map_sum": found.check.total[0], "expected_sum": found.check.expected[0], "expected_is": found.check.meaning,
-            "sum_holds": found.check.holds}
+            "sum_promised": found.check.promised and found.check.limit is not None, "sum_holds": found.check.holds is not False}
 
 
 def _write_maps(config: ExperimentConfig, model: Model, scans: pd.DataFrame, folder: Path) -> None:
@@ -120,24 +120,26 @@ def explain_fold(
     cohort = load_cohort(config)
     check_inputs(config, cohort, fold)
     folder, settings = trained / "explanations", config.explanation.model_dump(mode="json")
-    if (folder / "settings.json").exists() and read_json(folder / "settings.json") == settings:
+    if folder in [other / "explanations" for other in explained_folds(config)] and read_json(folder / "settings.json") == settings:
         check_seal(folder)
         return folder
     open_experiment(config)
-    (folder / "settings.json").unlink(missing_ok=True)
+    (folder / "files.json").unlink(missing_ok=True)
     _write_maps(config, load_model(trained), _test_scans(trained, cohort), folder)
     save_figures(explanation_figures(config, [trained]), folder / "figures")
-    means = sorted(path.name for path in folder.glob("mean_relevance_*.nii.gz"))
-    seal(folder, ["scans.csv", "regions.csv", *means])
+    maps = sorted(str(path.relative_to(folder)) for path in folder.rglob("*relevance*.nii.gz"))
     write_json(settings, folder / "settings.json")
+    seal(folder, ["scans.csv", "regions.csv", "settings.json", *maps])
     return folder
 
 # %% ../../nbs/82_explain.ipynb #5623dabc
 def read_explanations(
     folders: list[Path],  # folders of folds
 ) -> pd.DataFrame:        # a row a test scan: its row of the cohort, predictions, relevance_map, measures
-    "Read the tables of explained scans of folds."
-    return pd.concat([read_scans(folder / "explanations" / "scans.csv") for folder in folders], ignore_index=True)
+    "Read the tables of explained scans of folds; the maps are those beside the table, wherever it was written."
+    tables = [(folder / "explanations", read_scans(folder / "explanations" / "scans.csv")) for folder in folders]
+    return pd.concat([table.assign(relevance_map=[str(folder / "relevance" / Path(path).name) for path in table.relevance_map])
+                      for folder, table in tables], ignore_index=True)
 
 
 def mean_relevance(

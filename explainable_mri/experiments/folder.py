@@ -245,7 +245,7 @@ def explained_folds(
     config: ExperimentConfig,  # the experiment
 ) -> list[Path]:               # folders of the folds that are explained, in order; may be empty
     "Find the explained folds of an experiment."
-    return [folder for folder in trained_folds(config) if (folder / "explanations" / "settings.json").exists()]
+    return [folder for folder in trained_folds(config) if all((folder / "explanations" / name).exists() for name in ("settings.json", "files.json"))]
 
 
 def save_figures(

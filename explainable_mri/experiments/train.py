@@ -24,7 +24,7 @@ from ..data.datasets import ScanDataset
 from ..data.residuals import ResidualModel, check_sizes
 from ..data.splits import Split
 from ..data.transforms import build_transforms
-from ..data.volumes import Grid, get_grid
+from ..data.volumes import Grid, VolumeError, get_grid
 from ..environment import describe_environment
 from ..errors import ConfigError, suggest
 from ..evaluation.baselines import fit_baseline
@@ -46,6 +46,17 @@ def _imputes(cohort: Component) -> bool:
     "Tell whether the rules of a cohort, or of one of those that it joins, admit gaps (missing: impute)."
     parts = [cohort.params, *(part.get("params", {}) for part in cohort.params.get("cohorts", {}).values())]
     return any(params.get("missing") == "impute" for params in parts)
+
+
+def _require_one_scale(cohort: Cohort, volumes: np.ndarray) -> None:
+    "Raise `VolumeError` where the values of a scan are tens of times larger or smaller than those of the cohort's other scans."
+    sizes = np.array([np.mean(np.abs(volume), dtype=np.float64) for volume in volumes])
+    middle = np.median(sizes)
+    far = np.flatnonzero(~((sizes <= 50 * middle) & (sizes >= middle / 50)))
+    if far.size:
+        lines = [f"  {cohort.table.path.iloc[row]}: {sizes[row]:.3g}" for row in far[:6]]
+        raise VolumeError(f"{far.size} of {len(sizes)} scans are in another unit than the others, of which a voxel has {middle:.3g} in the "
+                          "mean:\n" + "\n".join(lines) + "\nPrepare them as the others were, or leave them out.")
 
 
 def fit_residuals(
@@ -122,11 +133,13 @@ def train_fold(
     if (folder / "metrics.json").exists():
         check_seal(folder)
         return folder
-    from explainable_mri.training.trainer import train
+    from explainable_mri.training.trainer import check_machine, train
 
+    check_machine(config.training)
     transform = build_transforms(config.transforms, cohort.grid)
     labels = config.task.labels(cohort.table)
     volumes = load_volumes(cohort.table, cohort.grid, config.cache)
+    _require_one_scale(cohort, volumes)
     residuals = fit_residuals(config, cohort, split, volumes)
     unlike = check_sizes(residuals, (volumes[row] for row in split.test))
     maps = residual_maps(volumes, cohort.table, cohort.grid, residuals, config.cache)

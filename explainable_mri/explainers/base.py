@@ -255,7 +255,8 @@ class Completeness:
     expected: tuple[float, ...]  # what it should be
     scale: tuple[float, ...]     # size of the logits, below which a difference does not count
     meaning: str = "the logit"   # what is expected, in words
-    limit: float | None = None   # largest error that needs no warning; None: the method promises nothing
+    limit: float | None = None   # largest error that needs no warning; None: there is none
+    promised: bool = True        # whether the method promises this sum
 
     @property
     def error(self) -> tuple[float, ...]:
@@ -264,13 +265,16 @@ class Completeness:
                      for total, expected, scale in zip(self.total, self.expected, self.scale))
 
     @property
-    def holds(self) -> bool:
-        "Whether the error of every sample is within the limit."
-        return self.limit is None or max(self.error) <= self.limit
+    def holds(self) -> bool | None:
+        "Whether the error of every sample is within the limit; None where it is, and no sum is promised."
+        if self.limit is not None and not max(self.error) <= self.limit:
+            return False
+        return True if self.promised and self.limit is not None else None
 
     def __str__(self) -> str:
         worst = max(range(len(self.error)), key=self.error.__getitem__)
-        return f"the map sums to {self.total[worst]:.4g}; {self.meaning} is {self.expected[worst]:.4g}"
+        promise = "" if self.promised and self.limit is not None else ", and no sum is promised"
+        return f"the map sums to {self.total[worst]:.4g}; {self.meaning} is {self.expected[worst]:.4g}{promise}"
 
 # %% ../../nbs/44_base.ipynb #fd571fe7
 @dataclass(frozen=True, eq=False)
@@ -292,6 +296,7 @@ def check_maps(
     meaning: str = "the logit",  # what is expected, in words
     limit: float | None = None,  # largest error that needs no warning; None: the method promises nothing
     advice: str = "",            # a sentence that ends the warning
+    promised: bool = True,       # whether the method promises this sum
 ) -> Completeness:               # the sums
     "Sum maps; raises `ExplainerError` for values that are not finite, warns where a promise is missed."
     total = relevance.flatten(1).sum(1, dtype=torch.float64)
@@ -300,8 +305,8 @@ def check_maps(
         raise ExplainerError(f"The map holds {bad} values that are not finite, of {relevance.numel()}: a division by zero, or "
                              "numbers too large for their type. Try .double() for network and inputs, or another method.")
     scale = logits.detach().abs().amax(1)
-    check = Completeness(*(tuple(one.double().tolist()) for one in (total, expected.detach(), scale)), meaning, limit)
-    if not check.holds:
+    check = Completeness(*(tuple(one.double().tolist()) for one in (total, expected.detach(), scale)), meaning, limit, promised)
+    if check.holds is False:
         warnings.warn(f"A map misses its sum: {check}. {advice}".rstrip(), ExplanationWarning, stacklevel=4)
     return check
 
@@ -310,7 +315,8 @@ class BaseExplainer(ABC):
     "An explainer of a network, for methods to derive from."
 
     layer: str | None = None    # name of the layer at which the method looks
-    limit: float | None = None  # largest error of the sum that needs no warning; None: the method promises no sum
+    limit: float | None = None  # largest error of the sum that needs no warning; None: there is none
+    promised: bool = True       # whether the method promises a sum at all
     advice: str = ""            # what to do where it is missed
 
     def __init__(
@@ -344,7 +350,7 @@ class BaseExplainer(ABC):
             relevance = self._explain(inputs, targets, kept).detach()
             with torch.no_grad():
                 expected, meaning = self._expected(inputs, logits, targets)
-        check = check_maps(relevance, expected, logits, meaning, self.limit, self.advice)
+        check = check_maps(relevance, expected, logits, meaning, self.limit, self.advice, self.promised)
         return Attribution(relevance, targets, logits.detach(), output, check, self.layer)
 
     def _predict(self, inputs: torch.Tensor) -> tuple[torch.Tensor, Output, Any]:

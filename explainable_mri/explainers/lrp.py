@@ -44,7 +44,7 @@ def choose_composite(
 # %% ../../nbs/51_lrp.ipynb #8e24fa1a
 _NEEDS = {"weights": "layers with weights", "scale": "normalisation layers", "one input": "steps with one input",
           "terms": "sums, averages and steps that select values", "factors": "products, one factor of which is a gate"}
-_TERMS = ("addition", "subtraction", "average", "mean of branches", "selection", "reshape", "scaling", "nested model", None)
+_TERMS = ("addition", "subtraction", "average", "mean of branches", "selection", "reshape", "scaling", "rescaling", "nested model", None)
 
 
 def fits(
@@ -207,7 +207,7 @@ class LRP(BaseExplainer):
         **params: Any,                                                   # parameters of a composite given by name
     ):
         super().__init__(network, output)
-        check_convention(convention)
+        self.promised = check_convention(convention) == "standard"  # iNNvestigate's rules lose relevance by design
         if start not in ("logit", "output"):
             raise ExplainerError(f"Relevance starts from the 'logit' or from the 'output', not from {start!r}.")
         self.composite, self.start, self.shape = choose_composite(composite, convention, layers or {}, params), start, None

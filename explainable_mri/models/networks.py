@@ -8,6 +8,7 @@ __all__ = ['initialize_like_keras', 'dyrba2021', 'build_network', 'describe_laye
            'network_outputs']
 
 # %% ../../nbs/32_networks.ipynb #cf3dc738
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from ..config import Component
+from ..errors import ConfigError, ExplainableMRIError
 from ..registry import NETWORKS
 
 # %% ../../nbs/32_networks.ipynb #bfa65695
@@ -68,13 +70,30 @@ def dyrba2021(
     return initialize_like_keras(nn.Sequential(layers))
 
 # %% ../../nbs/32_networks.ipynb #ad36cc1e
+def _require_memory(component: Component, input_shape: tuple[int, ...], classes: int) -> None:
+    "Raise `ConfigError` for a network whose weights are larger than the memory, before any memory is taken."
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            network = component.build(NETWORKS, input_shape=input_shape, classes=classes)
+        size = sum(one.numel() * one.element_size() for one in network.parameters())
+    except ExplainableMRIError:
+        raise
+    except Exception:  # a network that needs numbers while it is built; building it says what is wrong
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
+    if size > memory:
+        raise ConfigError(f"The network '{component.name}' with {component.params} has {size / 1e9:.0f} GB of weights, and this machine "
+                          f"{memory / 1e9:.0f} GB of memory. Correct its params.")
+
+
 def build_network(
     component: Component,        # name and parameters, from a configuration
     input_shape: Sequence[int],  # size of a scan (x, y, z), in voxels
     classes: int = 2,            # number of classes
     seed: int = 0,               # seed of the initial weights
 ) -> nn.Module:                  # logits (N, classes) from volumes (N, 1, x, y, z)
-    "Build a registered network; raises `ConfigError` when its name or a parameter is unknown."
+    "Build a registered network; raises `ConfigError` when its name or a parameter is unknown, or the memory too small for it."
+    _require_memory(component, tuple(input_shape), classes)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return component.build(NETWORKS, input_shape=tuple(input_shape), classes=classes)

@@ -8,6 +8,7 @@ __all__ = ['DicomError', 'read_field_strength', 'Series', 'find_contradictions',
            'unpack']
 
 # %% ../../nbs/26_dicom.ipynb #bbb5b63f
+import errno
 import hashlib
 import itertools
 import logging
@@ -604,13 +605,19 @@ def _check_names(archive: Path, names: list[str]) -> None:
 def _check_sizes(
     archive: Path, folder: str | os.PathLike, members: list[zipfile.ZipInfo], limit: int, most: int,
 ) -> None:
-    "Raise `DicomError` for an archive that holds too much, or other archives."
+    "Raise `DicomError` for an archive that holds too much, one name twice, or other archives."
+    if len({each.filename for each in members}) < len(members):
+        raise DicomError(f"{archive.name}: several files in it have the same name. Pack them again.")
     if any(each.filename.lower().endswith(".zip") for each in members):
         raise DicomError(f"{archive.name}: holds other zip files. Unpack it, and prepare those.")
     if len(members) > most:
         raise DicomError(f"{archive.name}: holds {len(members)} files, more than the {most} allowed. Put "
                          "each study into a zip file of its own.")
-    if (size := sum(each.file_size for each in members)) > limit:
+    packed = sum(each.compress_size for each in members)
+    if (size := sum(each.file_size for each in members)) > max(100 * packed, 10**8):
+        raise DicomError(f"{archive.name}: unpacks to {size / 1e9:.1f} GB, {size / max(packed, 1):.0f} times its size, which no scan "
+                         "does. Find out who made it.")
+    if size > limit:
         raise DicomError(f"{archive.name}: unpacks to {size / 1e9:.1f} GB, more than the "
                          f"{limit / 1e9:.1f} GB allowed. Put each study into a zip file of its own.")
     if size > (free := shutil.disk_usage(folder).free):
@@ -645,9 +652,11 @@ def unpack(
                 with opened.open(member) as packed, path.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked, 2**20)
                 files.append(path)
-    except (DicomError, OSError):
+    except DicomError:
         raise
-    except Exception as error:  # a damaged archive raises errors of many kinds
+    except Exception as error:  # a damaged archive raises errors of many kinds, OSError for places that are not there among them
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         reason = "it is encrypted" if "password" in str(error) else f"it is damaged, {type(error).__name__}"
-        raise DicomError(f"{archive.name}: cannot be unpacked ({reason}).") from None
+        raise DicomError(f"{archive.name}: cannot be unpacked ({reason}). Copy or pack it again.") from None
     return files

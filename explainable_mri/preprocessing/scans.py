@@ -6,15 +6,11 @@
 __all__ = ['PrepareError', 'Scan', 'Survey', 'survey', 'find_scans', 'RawImage', 'read_scan']
 
 # %% ../../nbs/27_scans.ipynb #6ae41ddd
-import gzip
 import itertools
-import math
 import os
 import re
-import struct
 import tempfile
 import unicodedata
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +22,7 @@ import pandas as pd
 from nibabel.spatialimages import SpatialImage
 
 from ..data.identity import conflicts, identity_key, when
-from ..data.volumes import VolumeError, load_map
+from ..data.volumes import Volume, VolumeError, check_announced, load_map
 from ..environment import progress_bar
 from ..errors import ExplainableMRIError
 from ..files import read_json
@@ -236,7 +232,7 @@ def _why_unreadable(path: Path) -> str:
         return (f"a link to a file that is not there ({os.readlink(path)}). Fetch it, such as with datalad get, "
                 "or mend the link")
     if not path.is_file():
-        return "no ordinary file"
+        return "no ordinary file. Take it out, or put the scan there"
     for endings, words in _UNREAD.items():
         if _ending(path, endings):
             return words
@@ -660,48 +656,15 @@ def find_scans(
     "The scans of a `survey`."
     return survey(source, exclude, pattern).scans
 
-# %% ../../nbs/27_scans.ipynb #809ac198
-_LARGEST = 2**28  # voxels; a whole head in voxels of 0.5 mm has half as many
-
-
-def _check_announced(path: Path) -> None:
-    "Raise `VolumeError` where the first bytes of a file announce more than a scan of a head has."
-    opened = gzip.open if path.name.lower().endswith((".gz", ".mgz")) else open
-    try:
-        with opened(path, "rb") as file:
-            start = file.read(540)
-    except (OSError, EOFError, zlib.error):  # no gzip file, or a damaged one: the reader says it better
-        return
-    for order in "<>":
-        if len(start) == 540 and struct.unpack(f"{order}i", start[:4])[0] == 540:
-            offset, dims = struct.unpack(f"{order}q", start[168:176])[0], struct.unpack(f"{order}8q", start[16:80])
-        elif len(start) >= 348 and struct.unpack(f"{order}i", start[:4])[0] == 348:
-            offset, dims = struct.unpack(f"{order}f", start[108:112])[0], struct.unpack(f"{order}8h", start[40:56])
-        elif order == ">" and path.name.lower().endswith((".mgz", ".mgh")) and len(start) >= 20:
-            offset, dims = 0, (4, *struct.unpack(">4i", start[4:20]))
-        else:
-            continue
-        voxels = math.prod(max(1, size) for size in dims[1:1 + min(max(dims[0], 0), 7)])
-        if min(dims[1:4]) < 1:
-            raise VolumeError(f"{path}: its header announces {' × '.join(map(str, dims[1:4]))} voxels. Convert it from DICOM again.")
-        if voxels > _LARGEST or not -1 <= offset <= 2**24:
-            raise VolumeError(f"{path}: its header announces {voxels / 1e6:.0f} million voxels, "
-                              f"{offset:.0f} bytes from its start; a scan of "
-                              f"a head has {_LARGEST / 1e6:.0f} million at most. Convert it from DICOM "
-                              "again.")
-        return
-
-# %% ../../nbs/27_scans.ipynb #e415e96c
-def _check_geometry(image: nib.Nifti1Pair, path: Path) -> None:
-    "Raise `VolumeError` where a NIfTI header contradicts itself on the size of voxels."
-    sizes, said = nib.affines.voxel_sizes(image.affine), np.array(image.header.get_zooms()[:3])
-    if not np.allclose(sizes, said, rtol=0.02):
-        raise VolumeError(f"{path}: the header contradicts itself: voxels of {sizes.round(3)} mm by its "
-                          f"sform and of {said.round(3)} mm by "
-                          "its pixdim. Use the scan before it was registered to a template.")
-    if (unit := image.header.get_xyzt_units()[0]) not in ("mm", "unknown"):
-        raise VolumeError(f"{path}: lengths in the header are in {unit}; expected mm. Convert the scan "
-                          "from DICOM again.")
+# %% ../../nbs/27_scans.ipynb #c978aff0
+def _require_contrast(voxels: np.ndarray, name: str) -> None:
+    "Raise `VolumeError` for an image that shows no head: too few slices, one value, or no positive one."
+    if min(voxels.shape) < 8:
+        raise VolumeError(f"{name}: {' × '.join(map(str, voxels.shape))} voxels are no scan of a whole head. Take the whole series.")
+    low, high = float(voxels.min()), float(voxels.max())
+    if low == high or high <= 0:
+        what = f"every voxel is {low:g}" if low == high else f"no voxel is brighter than 0 (the values go from {low:g} to {high:g})"
+        raise VolumeError(f"{name}: {what}, so this shows no head. Convert the scan from its source again.")
 
 # %% ../../nbs/27_scans.ipynb #e97bd6ec
 _ANALYZE = ("LAS", "LSA", "ASL", "LPS", "LIA", "AIL")  # axes by the code of orientation; 0 is transverse unflipped
@@ -731,44 +694,33 @@ def _place_analyze(image: SpatialImage, path: Path) -> tuple[nib.Nifti1Image, li
             "its header")
     return nib.Nifti1Image(np.asanyarray(voxels.dataobj), nib.affines.from_matvec(matrix, corner)), [note]
 
-# %% ../../nbs/27_scans.ipynb #c919610b
-#| export
-
 # %% ../../nbs/27_scans.ipynb #5fd399ec
-def _hint(path: Path) -> str:
-    "What is wrong with the name of a file; empty where it fits the content."
-    with path.open("rb") as file:
-        start = file.read(2)
-    if not start:
-        return "it is empty"
-    packed = start == b"\x1f\x8b"
-    if packed != path.name.lower().endswith((".gz", ".mgz")):
-        return (f"its content is {'' if packed else 'not '}compressed, against its name; name it "
-                f"{_stem(path)}.nii{'.gz' * packed}")
-    return ""
-
-
 def _read_image(path: Path) -> tuple[nib.Nifti1Image, list[str]]:
     "Read a NIfTI, Analyze or MGH file; raises `VolumeError` for one that is damaged or no scan."
-    _check_announced(_header_of(path) or path)
+    if (header := _header_of(path)) is None:
+        volume, notes = load_map(path), []
+    else:
+        volume, notes = _read_pair(path, header)
+    _require_contrast(volume.array, str(path))
+    return nib.Nifti1Image(volume.array, volume.grid.affine), [*notes, *volume.notes]
+
+
+def _read_pair(path: Path, header: Path) -> tuple[Volume, list[str]]:
+    "Read an .img file and its header, which may be NIfTI's or Analyze's."
+    check_announced(header)
     try:
         image = nib.load(path)
     except Exception as error:  # each format of nibabel has errors of its own
-        raise VolumeError(f"{path}: not a readable NIfTI file ({_hint(path) or type(error).__name__}). "
-                          "Copy or convert it again.") from None
-    if isinstance(image, nib.AnalyzeImage) and not isinstance(image, nib.Nifti1Pair):
-        try:
-            placed, notes = _place_analyze(image, path)
-            volume = load_map(placed)
-        except (OSError, ValueError, EOFError) as error:
-            raise VolumeError(f"{path}: {str(error).removeprefix(f'{path}: ').removeprefix('The image: ')}") from None
-    else:
-        usual = path.name.endswith(_IMAGES)  # nibabel reads NII.GZ, which other readers do not take for compressed
-        copy = path if usual else type(image)(np.asanyarray(image.dataobj), image.affine, image.header)
-        volume, notes = load_map(copy), []
+        raise VolumeError(f"{path}: not a readable pair of files ({str(error) or type(error).__name__}). Copy or convert it again.") from None
     if isinstance(image, nib.Nifti1Pair):
-        _check_geometry(image, path)
-    return nib.Nifti1Image(volume.array, volume.grid.affine), [*notes, *volume.notes]
+        return load_map(path), []
+    try:
+        placed, notes = _place_analyze(image, path)
+        return load_map(placed), notes
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        words = str(error).removeprefix(f"{path}: ").removeprefix("The image: ")
+        advice = "" if isinstance(error, VolumeError) else ". Copy or convert it again."
+        raise VolumeError(f"{path}: {words}{advice}") from None
 
 # %% ../../nbs/27_scans.ipynb #e31e84d3
 @dataclass(frozen=True, eq=False)
@@ -800,7 +752,9 @@ def _read_dicom(files: list[Path], name: str) -> RawImage:
     if is_named_after(name, series):
         raise DicomError("The file is named after the patient in it. Rename it to a code.")
     covariates = {"age": series.age, "sex": series.sex, "field_strength": series.field_strength}
-    return RawImage(convert_series(series), covariates, report, find_warnings(series))
+    image = convert_series(series)
+    _require_contrast(np.asarray(image.dataobj), name)
+    return RawImage(image, covariates, report, find_warnings(series))
 
 # %% ../../nbs/27_scans.ipynb #8983d04e
 def read_scan(

@@ -353,8 +353,8 @@ def _require_parts(jobs: int) -> None:
     for module in ("ants", "dicom2nifti"):
         if find_spec(module) is None:  # importing them here would take seconds; the processes do it
             optional_import(module, "preprocess")
-    if not 1 <= jobs <= 1024:
-        raise PrepareError(f"jobs is {jobs}, expected 1 to 1024.")
+    if not 1 <= jobs <= (most := max(4, 2 * (os.cpu_count() or 1))):
+        raise PrepareError(f"jobs is {jobs}, and this machine has {os.cpu_count()} processors. Choose from 1 to {most}.")
 
 
 def _write_list(found: Survey, out: Path) -> None:

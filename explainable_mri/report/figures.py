@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUP_COLORS', 'relevance_limits', 'plot_relevance', 'group_order', 'group_colors', 'plot_regions', 'plot_history',
-           'plot_roc', 'plot_confusion', 'plot_probabilities', 'plot_cohort', 'plot_enrichment', 'plot_correlation']
+           'plot_roc', 'plot_confusion', 'plot_probabilities', 'plot_precision_recall', 'plot_reliability',
+           'plot_cohort', 'plot_enrichment', 'plot_correlation']
 
 # %% ../../nbs/70_figures.ipynb #933439d1
 import warnings
@@ -190,6 +191,7 @@ def plot_history(
 def plot_roc(
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],  # truth (0 or 1) and predicted probability by comparison
     title: str | None = None,                                     # title
+    bands: Mapping[str, pd.DataFrame] | None = None,              # columns false_positive, low, high by comparison; None: no bands
 ) -> Figure:                                                      # the figure
     "Draw ROC curves, with the area under each in the legend; a comparison with one class only has no curve."
     from sklearn.metrics import roc_auc_score, roc_curve
@@ -205,6 +207,8 @@ def plot_roc(
         false_positive, true_positive, _ = roc_curve(truth, probability)
         area = roc_auc_score(truth, probability)
         ax.plot(false_positive, true_positive, line, color=color, linewidth=2, label=f"{label}: AUC {area:.3f}")
+        if bands and name in bands:
+            ax.fill_between(bands[name].false_positive, bands[name].low, bands[name].high, color=color, alpha=0.15, linewidth=0)
     ax.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle=":")
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     ax.legend(loc="lower right", frameon=False)
@@ -267,6 +271,45 @@ def plot_probabilities(
     ax.axhline(threshold, color="#666666", linewidth=1, linestyle="--")
     ax.set_ylim(-0.03, 1.03)
     _label(ax, "", label, title)
+    return figure
+
+# %% ../../nbs/70_figures.ipynb #b127aa32
+def plot_precision_recall(
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],  # truth (0 or 1) and predicted probability by comparison
+    title: str | None = None,                                     # title
+) -> Figure:                                                      # the figure
+    "Draw precision against recall, with the average precision of each comparison in the legend."
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    figure, (ax,) = _charts(_HALF, 4.4)
+    others = iter(_OTHER_COLORS * len(curves))
+    for (name, (truth, probability)), line in zip(curves.items(), ["-", "--", "-.", ":"] * len(curves)):
+        color = GROUP_COLORS.get(name.split()[0]) or next(others)
+        if len(np.unique(truth)) < 2:
+            ax.plot([], [], line, color=color, label=f"{name}: one class only")
+            continue
+        precision, recall, _ = precision_recall_curve(truth, probability)
+        mean = average_precision_score(truth, probability)
+        ax.step(recall, precision, line, where="post", color=color, linewidth=2, label=f"{name}: average precision {mean:.3f}")
+        ax.axhline(np.mean(truth), color=color, linewidth=1, linestyle=":")
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    ax.legend(loc="lower left", frameon=False)
+    _label(ax, "recall (sensitivity)", "precision (PPV)", title)
+    return figure
+
+
+def plot_reliability(
+    tables: Mapping[str, pd.DataFrame],  # columns said, was, low, high, a row a bin, by what is said
+    title: str | None = None,            # title
+) -> Figure:                             # the figure
+    "Draw the share of patients against what was said of them, with intervals."
+    figure, (ax,) = _charts(_HALF, 4.4)
+    ax.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle=":")
+    for (name, table), color in zip(tables.items(), _OTHER_COLORS * len(tables)):
+        ax.errorbar(table.said, table.was, [table.was - table.low, table.high - table.was], fmt="o-", markersize=4, color=color, label=name)
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    ax.legend(loc="upper left", frameon=False)
+    _label(ax, "what is said of a scan", "share of patients among such scans", title)
     return figure
 
 # %% ../../nbs/70_figures.ipynb #667b0cf1
