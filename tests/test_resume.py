@@ -86,7 +86,7 @@ class Unplug(Callback):
 @pytest.mark.parametrize("settings", [
     {"schedule": {"name": "cosine"}}, {"schedule": {"name": "plateau", "params": {"patience": 0}}}, {"schedule": {"name": "one_cycle"}},
     {"schedule": {"name": "warmup_cosine"}}, {"optimizer": {"name": "sgd", "params": {"momentum": 0.9}}, "accumulate": 3, "clip": 0.5},
-    {"deterministic": True}, {"learning_rate": "auto"}], ids=str)
+    {"precision": "bf16-mixed"}, {"deterministic": True}, {"learning_rate": "auto"}], ids=str)
 def test_an_interruption_changes_nothing(settings, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = run(whole, **settings)
@@ -95,15 +95,6 @@ def test_an_interruption_changes_nothing(settings, tmp_path):
     assert len(read_history(parts)) == 2
     assert_same(run(parts, **settings), expected)
     assert read_history(parts).drop(columns="seconds").equals(read_history(whole).drop(columns="seconds"))
-
-
-def test_half_precision_resumes_as_exactly_as_it_repeats(tmp_path, reference):
-    "On a processor, sums in bfloat16 depend on where tensors lie in memory, so that no two trainings are the same to the bit."
-    with pytest.raises(KeyError):
-        train(*arguments({"precision": "bf16-mixed"}), tmp_path, callbacks=[Unplug(2)])
-    run(tmp_path, precision="bf16-mixed")
-    assert list(read_history(tmp_path).epoch) == list(range(1, EPOCHS + 1))
-    assert (read_history(tmp_path).training_loss - reference[1].training_loss).abs().max() < 0.05
 
 
 def arguments(settings):

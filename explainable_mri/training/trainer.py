@@ -268,7 +268,10 @@ class _SafeCheckpoints(TorchCheckpointIO):
     "Writes files whole and reads plain data only."
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        write_checkpoint(checkpoint, path)
+        if "explainable_mri" in checkpoint:
+            return write_checkpoint(checkpoint, path)
+        with replacing(path) as partial:  # weights on their way between processes
+            torch.save(checkpoint, partial)
 
     def load_checkpoint(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -504,7 +507,7 @@ class _Scans(lightning.LightningDataModule):
 # %% ../../nbs/43_trainer.ipynb #0472922c
 def _look_for_rate(module: NetworkTraining, scans: _Scans, config: TrainingConfig, folder: Path) -> float:
     "The step size at which the loss falls fastest; raises `TrainingError` where it never does."
-    from lightning.pytorch.tuner import Tuner
+    from lightning.pytorch.tuner import Tuner, lr_finder
 
     path = folder / "learning_rate.json"
     if path.exists():
@@ -512,7 +515,11 @@ def _look_for_rate(module: NetworkTraining, scans: _Scans, config: TrainingConfi
     module.searching, module.learning_rate = True, 1e-3
     one = config.model_copy(update={"devices": 1, "nodes": 1})
     trainer = lightning.Trainer(**_loop(one), default_root_dir=folder, logger=False, enable_checkpointing=False, plugins=[_SafeCheckpoints()])
-    found = Tuner(trainer).lr_find(module, datamodule=scans, num_training=60, min_lr=1e-6, max_lr=1.0)
+    bar, lr_finder.tqdm = lr_finder.tqdm, functools.partial(lr_finder.tqdm, disable=True)
+    try:
+        found = Tuner(trainer).lr_find(module, datamodule=scans, num_training=60, min_lr=1e-6, max_lr=1.0)
+    finally:
+        lr_finder.tqdm = bar
     rate, module.searching = found.suggestion(), False
     if rate is None:
         raise TrainingError("No step size was found at which the loss falls. Give training.learning_rate a number, such as 0.001.")
@@ -537,7 +544,9 @@ def check_machine(
 def _fit(module: NetworkTraining, scans: _Scans, trainer: lightning.Trainer, checkpoint: Path | None) -> None:
     "Train, from a checkpoint where there is one; on several computers only the first process goes on afterwards."
     config, device = module.config, trainer.strategy.root_device
-    if device.type == "cpu":  # before Lightning wraps the network for several processes, which relies on the order in memory
+    # Before Lightning wraps the network for several processes, which relies on the order in memory; and in single precision alone:
+    # in half precision, PyTorch 2.13 leaves a part of the kernels' gradients unwritten where channels are last.
+    if device.type == "cpu" and config.precision == "32-true":
         module.network.to(memory_format=torch.channels_last_3d)
     if _augments_on(device, scans.training_set):
         module.augmentation, scans.training_set = scans.training_set.transform, scans.training_set.without_transform()
