@@ -239,7 +239,8 @@ def prepare_command(source: Path, out: Path | None, only_list: bool, pattern: st
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--axes", help="'rostock' for the Rostock group's (z, x, y) flipped networks; by default the file's own axes.")
-def import_keras_command(model: Path, out: Path, axes: str | None) -> None:
+@click.option("--output", help="Name of the output that is meant, where the network has several.")
+def import_keras_command(model: Path, out: Path, axes: str | None, output: str | None) -> None:
     """Bring a network over from Keras: writes network.json, weights.safetensors and layers.tsv to OUT.
 
     \b
@@ -248,7 +249,7 @@ def import_keras_command(model: Path, out: Path, axes: str | None) -> None:
     """
     from explainable_mri.models.keras import import_keras
 
-    click.echo(import_keras(model, out, axes=axes).to_string(index=False))
+    click.echo(import_keras(model, out, axes=axes, output=output).to_string(index=False))
 
 # %% ../nbs/95_cli.ipynb #d20ed2af
 @main.command("info")

@@ -121,7 +121,7 @@ def _unmarked(entry: dict) -> bool:
         and any(isinstance(node, dict) for node in entry.get("inbound_nodes") or [])
 
 # %% ../../nbs/37_keras_files.ipynb #02ede684
-_MOST_LAYERS, _DEEPEST = 20_000, 30  # layers in a file, and models within one another
+_MOST_LAYERS, _DEEPEST = 3_000, 30  # layers in a file, and models within one another
 
 
 def _settled(entry: dict, count: Iterator[int], depth: int = 0, times: int = 0) -> dict:
@@ -254,7 +254,7 @@ def _rescaled(function: str, operands: list) -> dict:
     return {"scale": np.asarray(scale).tolist(), "offset": np.asarray(offset).tolist()}
 
 # %% ../../nbs/37_keras_files.ipynb #c6ff1c10
-_MOST_CALLS, _MOST_INPUTS = 20_000, 200_000  # calls in a network, and tensors that they take
+_MOST_CALLS, _MOST_INPUTS = 5_000, 50_000  # calls in a network, and tensors that they take
 _TOO_MANY = (f"the network calls its layers more than {_MOST_CALLS} times, or with more than {_MOST_INPUTS} tensors; no network that can "
              "be explained does.")
 
@@ -559,14 +559,15 @@ def _member(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
 
 def _datasets(file: h5py.Group) -> dict[str, h5py.Dataset]:
     "All arrays of a file by their paths; Keras on Windows wrote paths with backslashes."
-    found, stack, seen = {}, [("", file)], 0
+    found, stack, seen = {}, [("", file)], set()
     while stack:
         path, item = stack.pop()
-        for part in item if isinstance(item, h5py.Group) else ():
-            seen += 1
-            if seen > 10 * _MOST_LAYERS or len(path) > 10_000:
-                raise KerasError("it holds more groups than a network has layers, or groups within themselves.")
-            stack.append((f"{path}/{part}", _member(item, part)))
+        place = h5py.h5o.get_info(item.id).addr
+        if place in seen or len(seen) > 20 * _MOST_LAYERS or len(path) > 10_000:
+            raise KerasError(f"'{path[:100]}' lies in two places, or it holds more groups than a network has layers. Save the network again.")
+        seen.add(place)
+        if isinstance(item, h5py.Group):
+            stack.extend((f"{path}/{part}", _member(item, part)) for part in item)
         if isinstance(item, h5py.Dataset):
             found[path.strip("/").replace("\\", "/")] = item
     return found
