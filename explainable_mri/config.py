@@ -46,6 +46,7 @@ class NetworkConfig(Component):
     "The network of an experiment."
 
     covariates: list[str] = Field(default_factory=list, description="covariates that the network gets as a second input, beside the scan")
+    pretrained: Path | None = Field(None, description="file or folder of weights to start from; null starts from random ones")
 
     def component(
         self,
@@ -93,7 +94,13 @@ class TrainingConfig(_Section):
 
     epochs: int = Field(20, ge=1, description="most passes over the training scans")
     batch_size: int = Field(20, ge=1, description="scans in a batch")
-    learning_rate: float = Field(1e-3, gt=0, description="step size of Adam")
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        1e-3, description="step size of the optimiser; auto looks for one before the training")
+    optimizer: Component = Field(Component(name="adam"), description="optimiser of PyTorch by its name, such as adam, adamw or sgd")
+    schedule: Component | None = Field(None, description="how the step size changes: cosine, warmup_cosine, one_cycle, plateau, step or exponential")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are added up for one step of the optimiser")
+    clip: float | None = Field(None, gt=0, description="largest norm of the gradient, to which longer ones are cut; null cuts none")
+    deterministic: bool = Field(False, description="use only operations that give the same bits each time; an error where PyTorch has none")
     class_weights: bool = Field(True, description="weight classes inversely to their frequency")
     monitor: Literal["validation_loss", "validation_auc", "validation_balanced_accuracy", "validation_mae"] = Field(
         "validation_loss", description="validation metric that picks the best epoch")
@@ -101,6 +108,9 @@ class TrainingConfig(_Section):
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="device to train on")
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field("32-true", description="arithmetic of the network")
     workers: int = Field(0, ge=0, le=64, description="processes that prepare batches; 0 uses the main process")
+    devices: int = Field(1, ge=1, description="devices that train together, each with a batch of its own")
+    nodes: int = Field(1, ge=1, description="computers that train together, each with this many devices")
+    snapshots: list[str] = Field(default_factory=list, description="subjects whose relevance maps go to TensorBoard after every epoch")
 
 
 class ExplanationConfig(_Section):

@@ -98,6 +98,18 @@ def test_networks_of_monai_train_and_load(folder):
     assert torch.isfinite(next(model.network.parameters())).all()
 
 
+def test_relevance_of_chosen_subjects_goes_to_tensorboard(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first = pd.read_csv(next((folder / "results").glob("*/fold-1/split.csv"))).subject[0]
+    config = tiny(folder, "snapshots", model={"name": "alexnet"}, training={"epochs": 2, "snapshots": [str(first)]})
+    log = EventAccumulator(str(train_fold(config) / "tensorboard"), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in log.Images(f"relevance/{first}")] == [1, 2]
+    assert "validation_loss" in log.Tags()["scalars"]
+    with pytest.raises(ExplainableMRIError, match="names the subject 'nobody'"):
+        train_fold(tiny(folder, "nobody", training={"epochs": 1, "snapshots": ["nobody"]}))
+
+
 def test_info_lists_networks_without_importing_monai():
     code = ("import sys\nfrom explainable_mri.registry import NETWORKS\n"
             "for name, text in NETWORKS.describe().items(): print(name, '|', text)\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from explainable_mri.config import Component, TrainingConfig
 from explainable_mri.training.checkpoints import read_history
@@ -31,9 +32,9 @@ class Scans(torch.utils.data.Dataset):
         return {"volume": self.volumes[row] + 0.1 * torch.randn(()), "label": int(self.targets[row]), "row": row}
 
 
-def run(folder, delay=0.0, workers=0):
+def run(folder, delay=0.0, workers=0, **settings):
     torch.set_num_threads(1)
-    config = TrainingConfig(epochs=EPOCHS, batch_size=8, accelerator="cpu", workers=workers, monitor="validation_loss")
+    config = TrainingConfig(epochs=EPOCHS, batch_size=8, accelerator="cpu", workers=workers, monitor="validation_loss", **settings)
     return train(Component(name="dyrba2021"), Scans(40, 1, delay), Scans(16, 2), config, folder)
 
 
@@ -69,6 +70,71 @@ def test_kill(tmp_path, reference):
 
 def test_workers_do_not_change_the_result(tmp_path, reference):
     assert_same(run(tmp_path, workers=2), reference[0])
+
+
+class Unplug(Callback):
+    "Ends a training after the first batch of an epoch, as a lost node would."
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.current_epoch == self.epoch:
+            raise KeyError("unplugged")
+
+
+@pytest.mark.parametrize("settings", [
+    {"schedule": {"name": "cosine"}}, {"schedule": {"name": "plateau", "params": {"patience": 0}}}, {"schedule": {"name": "one_cycle"}},
+    {"schedule": {"name": "warmup_cosine"}}, {"optimizer": {"name": "sgd", "params": {"momentum": 0.9}}, "accumulate": 3, "clip": 0.5},
+    {"precision": "bf16-mixed"}, {"deterministic": True}, {"learning_rate": "auto"}], ids=str)
+def test_an_interruption_changes_nothing(settings, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = run(whole, **settings)
+    with pytest.raises(KeyError):
+        train(*arguments(settings), parts, callbacks=[Unplug(2)])
+    assert len(read_history(parts)) == 2
+    assert_same(run(parts, **settings), expected)
+    assert read_history(parts).drop(columns="seconds").equals(read_history(whole).drop(columns="seconds"))
+
+
+def arguments(settings):
+    "What `run` gives to `train`."
+    config = TrainingConfig(epochs=EPOCHS, batch_size=8, accelerator="cpu", monitor="validation_loss", **settings)
+    return Component(name="dyrba2021"), Scans(40, 1), Scans(16, 2), config
+
+
+class Ranks(Callback):
+    "Writes down which scans each process sees."
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, *_):
+        with open(self.folder / f"rank-{trainer.global_rank}.txt", "a") as file:
+            file.write("".join(f"{trainer.current_epoch} {row}\n" for row in batch["row"].tolist()))
+
+
+def test_two_processes_share_the_scans_and_resume(tmp_path):
+    settings, whole, parts = {"devices": 2}, tmp_path / "whole", tmp_path / "parts"
+    expected = train(*arguments(settings), whole, callbacks=[Ranks(tmp_path)])
+    seen = [set((tmp_path / f"rank-{rank}.txt").read_text().split("\n")) - {""} for rank in (0, 1)]
+    assert not seen[0] & seen[1]
+    assert len(seen[0] | seen[1]) == 40 * EPOCHS
+    with pytest.raises(Exception, match="unplugged"):
+        train(*arguments(settings), parts, callbacks=[Unplug(2)])
+    assert_same(train(*arguments(settings), parts), expected)
+    assert read_history(parts).drop(columns="seconds").equals(read_history(whole).drop(columns="seconds"))
+
+
+def test_training_starts_from_pretrained_weights(tmp_path, reference):
+    model, _ = reference
+    weights = tmp_path / "weights.pt"
+    torch.save({"state_dict": {f"module.{name}": value for name, value in model.network.state_dict().items()}}, weights)
+    config = arguments({})[3].model_copy(update={"epochs": 1, "learning_rate": 1e-12})
+    started = train(*arguments({})[:3], config, tmp_path / "run", pretrained=weights)
+    for name, value in model.network.named_parameters():
+        torch.testing.assert_close(started.network.get_parameter(name), value, rtol=1e-5, atol=1e-6)
+    assert (tmp_path / "run" / "pretrained.csv").exists()
 
 
 if __name__ == "__main__":

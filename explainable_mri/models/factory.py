@@ -135,7 +135,7 @@ def _arguments(what: str, builder: Callable, params: Mapping[str, Any], known: M
     if wrong := [name for name in params if name not in names]:
         raise ConfigError(f"{what} takes no argument '{wrong[0]}'. {suggest(wrong[0], names)}")
     if params.get("pretrained"):
-        raise ConfigError(f"{what} downloads nothing. Take pretrained out of model.params.")
+        raise ConfigError(f"{what} downloads nothing. Fetch the weights yourself and give the file as model.pretrained.")
     given = {name: value for name, value in known.items() if name in names}
     return given | {name: tuple(value) if isinstance(value, list) else value for name, value in params.items() if name != "pretrained"}
 
