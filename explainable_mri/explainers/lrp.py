@@ -44,7 +44,7 @@ def choose_composite(
 # %% ../../nbs/51_lrp.ipynb #8e24fa1a
 _NEEDS = {"weights": "layers with weights", "scale": "normalisation layers", "one input": "steps with one input",
           "terms": "sums, averages and steps that select values", "factors": "products, one factor of which is a gate"}
-_TERMS = ("addition", "subtraction", "average", "mean of branches", "selection", "reshape", "scaling", "nested model", None)
+_TERMS = ("addition", "subtraction", "average", "mean of branches", "selection", "reshape", "scaling", "rescaling", "nested model", None)
 
 
 def fits(

@@ -70,11 +70,12 @@ _INNVESTIGATE_RULES = {
     "activation": Pass(), "activation layer": Pass(), "addition": Proportional(), "average": Proportional(),
     "subtraction": Gradient(), "mean of branches": Gradient(), "multiplication": Gradient(), "gate": Gradient(),
     "scaling": Gradient(), "selection": Gradient(), "reshape": Gradient(), "ReLU layer": Gradient(), "nested model": Gradient(),
+    "rescaling": Gradient(),
 }
 _STANDARD_RULES = {
     "activation": Pass(), "activation layer": Pass(), "addition": Proportional(), "average": Proportional(),
     "subtraction": Proportional(), "mean of branches": Proportional(), "scaling": Pass(), "gate": SignalTakesAll(),
-    "selection": Gradient(), "reshape": Gradient(), "ReLU layer": Pass(),
+    "selection": Gradient(), "reshape": Gradient(), "ReLU layer": Pass(), "rescaling": Proportional(),
 }
 
 

@@ -84,7 +84,8 @@ _FUNCTIONS: dict[str, tuple[str, ...]] = {  # functions of torch, torch.nn.funct
 _KIND_OF_FUNCTION = {name: kind for kind, names in _FUNCTIONS.items() for name in names}
 # Layers that an imported Keras network marks by their class and that have no exact counterpart among PyTorch's modules
 _KERAS_JOINS = {"Add": "addition", "Subtract": "subtraction", "Multiply": "multiplication", "Average": "mean of branches",
-                "Maximum": "selection", "Minimum": "selection", "Concatenate": "selection"}
+                "Maximum": "selection", "Minimum": "selection", "Concatenate": "selection", "Rescaling": "rescaling",
+                "Normalization": "rescaling"}
 
 # %% ../../nbs/48_lrp_graph.ipynb #a5068b03
 def kind_of_module(

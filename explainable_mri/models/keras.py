@@ -30,6 +30,18 @@ from .keras_files import Architecture, Call, KerasLayer, about_layer, read_keras
 from .keras_layers import KerasError, build_layer, load_weights
 from ..registry import NETWORKS
 
+# %% ../../nbs/38_keras.ipynb #631ed8c4
+def _as_keras(volumes: torch.Tensor, architecture: Architecture) -> torch.Tensor:
+    "Volumes, channels first, with Keras's last axis at 1."
+    axes = len(architecture.input_shape) - 1
+    return volumes.permute(0, axes + 1, *range(1, axes + 1)) if architecture.channels_first and axes else volumes
+
+
+def _as_torch(values: torch.Tensor, architecture: Architecture, rank: int | None = None) -> torch.Tensor:
+    "Values with Keras's last axis at 1, turned back to channels first; `rank` is the number of axes where tracing hides it."
+    axes = (rank or values.dim()) - 2
+    return values.permute(0, *range(2, axes + 2), 1) if architecture.channels_first and axes else values
+
 # %% ../../nbs/38_keras.ipynb #05908ab1
 class KerasNetwork(nn.Module):
     "An imported network; takes volumes on the grid, (N, channels, x, y, z), and returns logits, (N, classes)."
@@ -56,15 +68,15 @@ class KerasNetwork(nn.Module):
         "Make the layers; gives the shape of each tensor, channels first."
         with torch.device("meta"), torch.no_grad():
             *size, channels = self.architecture.input_shape
-            values = {"input": torch.zeros(1, channels, *size)}
+            values = {"input": _bounded(_as_keras(torch.zeros(1, channels, *size), self.architecture))}
             for call in self.architecture.calls:
                 layer, inputs = self.architecture.layers[call.layer], [values[name] for name in call.inputs]
                 with about_layer(layer.name):
                     if call.layer not in self.layers:
                         shapes = [(*value.shape[2:], value.shape[1]) for value in inputs]
                         self.layers[_checked(call.layer)] = _make(layer, shapes)
-                    values[call.output] = _try(self.layers[call.layer], inputs)
-        return {name: tuple(value.shape[1:]) for name, value in values.items()}
+                    values[call.output] = _bounded(_try(self.layers[call.layer], inputs))
+            return {name: tuple(_as_torch(value, self.architecture).shape[1:]) for name, value in values.items()}
 
     def forward(
         self,
@@ -74,7 +86,7 @@ class KerasNetwork(nn.Module):
         if isinstance(volumes, torch.Tensor) and tuple(volumes.shape[1:]) != self.input_shape:
             raise ValueError(f"The network takes volumes of shape (N, {', '.join(map(str, self.input_shape))}), "
                              f"not {tuple(volumes.shape)}.")
-        values, left = {"input": self.axes.to_network(volumes)}, Counter({self.architecture.output: 1})
+        values, left = {"input": _as_keras(self.axes.to_network(volumes), self.architecture)}, Counter({self.architecture.output: 1})
         for call in self.architecture.calls:
             left.update(call.inputs)
         for call in self.architecture.calls:
@@ -83,7 +95,8 @@ class KerasNetwork(nn.Module):
                 left[name] -= 1
                 if not left[name]:
                     values.pop(name, None)  # not needed any more
-        return values[self.architecture.output]
+        output = values[self.architecture.output]
+        return _as_torch(output, self.architecture, len(self.shapes[self.architecture.output]) + 1)
 
 # %% ../../nbs/38_keras.ipynb #305bf767
 def _make(layer: KerasLayer, shapes: list[tuple[int, ...]]) -> nn.Module:
@@ -110,9 +123,22 @@ def _try(layer: nn.Module, inputs: list[torch.Tensor]) -> torch.Tensor:
         raise KerasError(f"it cannot take inputs of shape {shapes} (channels first): {error}") from error
 
 
+_MOST_VALUES, _MOST_CLASSES = 2 ** 31, 10_000
+
+
+def _bounded(value: torch.Tensor) -> torch.Tensor:
+    "A tensor without data, refused where one with data would be empty or fill any memory."
+    if not 0 < value.numel() <= _MOST_VALUES:
+        raise KerasError(f"it gives an array of shape {tuple(value.shape[1:])} with {value.numel():,} values; expected 1 to "
+                         f"{_MOST_VALUES:,} of them.")
+    return value
+
+
 def _class_names(names: tuple[str, ...] | None, output: tuple[int, ...]) -> tuple[str, ...]:
     "Names of the classes, checked against the shape of the output."
     count = output[0]
+    if count > _MOST_CLASSES:
+        raise KerasError(f"The network has {count:,} outputs; expected one for each class, {_MOST_CLASSES:,} at most.")
     names = tuple(names) if names else tuple(f"class {index}" for index in range(count))
     if len(names) != count:
         raise KerasError(f"The network has {count} outputs, but there are {len(names)} class names: "
@@ -123,10 +149,11 @@ def _class_names(names: tuple[str, ...] | None, output: tuple[int, ...]) -> tupl
 def load_keras(
     path: str | os.PathLike,                     # .h5, .hdf5 or .keras file
     axes: str | Axes | None = None,              # "rostock" or `Axes`; None takes volumes with the file's axes
-    class_names: tuple[str, ...] | None = None,  # names of the outputs; None numbers them
+    class_names: tuple[str, ...] | None = None,  # names of the classes; None numbers them
+    output: str | None = None,                   # which output, by its name in Keras, where the network has several
 ) -> KerasNetwork:                               # the network in evaluation mode, without its final softmax
     "Read a network from a Keras file, without Keras; raises `KerasError` when that is not possible."
-    architecture, weights = read_keras(path)
+    architecture, weights = read_keras(path, output)
     try:
         network = KerasNetwork(architecture, axes, class_names)
         for key, layer in architecture.layers.items():
@@ -171,7 +198,8 @@ def _network(values: dict) -> KerasNetwork:
     stored = values["architecture"]
     architecture = Architecture(
         tuple(stored["input_shape"]), {key: KerasLayer(**layer) for key, layer in stored["layers"].items()},
-        [Call(**call) for call in stored["calls"]], stored["output"], stored["dropped"])
+        [Call(**call) for call in stored["calls"]], stored["output"], stored["dropped"],
+        stored.get("channels_first", False))  # earlier versions did not write it
     network = KerasNetwork(architecture, _axes(values), tuple(values["class_names"]))
     network.grid = values["grid"]
     return network
@@ -231,10 +259,11 @@ def import_keras(
     path: str | os.PathLike,                     # .h5, .hdf5 or .keras file
     folder: str | os.PathLike,                   # folder for network.json, weights.safetensors and layers.tsv
     axes: str | Axes | None = None,              # "rostock" or `Axes`; None takes volumes with the file's axes
-    class_names: tuple[str, ...] | None = None,  # names of the outputs; None numbers them
+    class_names: tuple[str, ...] | None = None,  # names of the classes; None numbers them
+    output: str | None = None,                   # which output, by its name in Keras, where the network has several
 ) -> pd.DataFrame:                               # the report, also written to layers.tsv
     "Bring a Keras file into the native format, with a report of its layers."
-    network = load_keras(path, axes, class_names)
+    network = load_keras(path, axes, class_names, output)
     report = layer_report(network)
     save_network(network, folder)
     with replacing(Path(folder, "layers.tsv")) as partial:
