@@ -139,7 +139,13 @@ def _as_text(entry: Any) -> str:
         return str(entry.date())
     return str(entry)
 
-# %% ../../nbs/13_tables.ipynb #913ac422
+# %% ../../nbs/13_tables.ipynb #a0f95a5d
+MISSING = {
+    "", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "#NA", "-nan", "-NaN",
+    "#VALUE!", "#REF!", "#DIV/0!"
+}
+
+
 def _with_headings(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     "Take the first row for the header, and number the others as a spreadsheet does."
     if rows.empty:
@@ -164,12 +170,6 @@ def _letter(number: int) -> str:
     return get_column_letter(number)
 
 # %% ../../nbs/13_tables.ipynb #7e44be29
-MISSING = {
-    "", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "#NA", "-nan", "-NaN",
-    "#VALUE!", "#REF!", "#DIV/0!"
-}
-
-
 def read_table(
     path: str | os.PathLike,  # .csv, .tsv, .txt or .xlsx
     sheet: str | None = None, # sheet of a workbook; None reads the first that is not hidden
