@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['describe_error', 'main', 'simulate_command', 'check_command', 'train_command', 'explain_command', 'report_command',
-           'crossval_command', 'prepare_command', 'import_keras_command', 'info_command']
+           'crossval_command', 'evaluate_command', 'predict_command', 'prepare_command', 'import_keras_command',
+           'info_command']
 
 # %% ../nbs/95_cli.ipynb #56b5ad18
 import errno
@@ -198,7 +199,7 @@ def report_command(config: ExperimentConfig) -> None:
 
     click.echo(f"Report: {write_experiment_report(config)}")
 
-# %% ../nbs/95_cli.ipynb #2567d7a6
+# %% ../nbs/95_cli.ipynb #7556211a
 @main.command("crossval")
 @_configured
 @click.option("--folds", type=click.IntRange(min=2), help="Number of folds, in place of the configuration's split.params.folds.")
@@ -223,6 +224,66 @@ def crossval_command(config: ExperimentConfig, folds: int | None, launcher: str,
     study = cross_validate(config, launcher=launcher, at_once=jobs, **read_options(options))
     click.echo(str(study))
     if study.failed:
+        raise click.exceptions.Exit(1)
+
+# %% ../nbs/95_cli.ipynb #8fcefa3d
+@main.command("evaluate")
+@_configured
+@click.option("--on", "other", required=True, type=click.Path(path_type=Path), help="Configuration whose cohort is tested on; its name names the results.")
+@click.option("--fold", "folds", type=click.IntRange(min=1), multiple=True, help="Fold that predicts; all trained ones together unless told otherwise.")
+@click.option("--group", "groups", multiple=True, help="Group that is predicted though it was never trained on, such as EMCI.")
+def evaluate_command(config: ExperimentConfig, other: Path, folds: tuple[int, ...], groups: tuple[str, ...]) -> None:
+    """Test trained folds, or all as an ensemble, on another cohort with the training's residual model.
+
+    \b
+    Example:
+      explainable-mri evaluate config/demo.yaml --on config/aibl.yaml
+    """
+    import pandas as pd
+
+    from explainable_mri.experiments.evaluate import evaluate_cohort
+    from explainable_mri.files import read_json
+
+    place = evaluate_cohort(config, load_config(other), list(folds) or None, groups)
+    for note in read_json(place / "made_from.json")["notes"]:
+        click.echo(f"Note: {note}")
+    metrics = pd.read_csv(place / "metrics.csv")
+    click.echo(metrics[["comparison", "metric", "pooled", "low", "high", "persons", "scans"]].round(3).to_string(index=False))
+    click.echo(f"Evaluated: {place}")
+
+
+@main.command("predict")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("scans", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--table", type=click.Path(path_type=Path), help="Table of scans, with the column path and covariates, in place of SCANS.")
+@click.option("--age", type=float, help="Age at the scan in years.")
+@click.option("--sex", type=click.Choice(["F", "M"]), help="Sex.")
+@click.option("--tiv", type=float, help="Total intracranial volume in ml.")
+@click.option("--field-strength", type=float, help="Field strength in T.")
+@click.option("--out", type=click.Path(path_type=Path), default="predictions", show_default=True, help="Folder for the results.")
+@click.option("--explain", "method", metavar="EXPLAINER", help="Write a relevance map of each scan, too; see `explainable-mri info`.")
+@click.option("--target", help="Class that is explained; the predicted one unless told otherwise.")
+def predict_command(model: Path, scans: tuple[Path, ...], table: Path | None, out: Path, method: str | None, target: str | None,
+                    **covariates: Any) -> None:
+    """Give new scans, on the grid of MODEL (the folder of a trained fold), their likelihood and relevance map.
+
+    Several scans with different covariates come as a table. Run again, it keeps what is done.
+
+    \b
+    Example:
+      explainable-mri predict results/demo/fold-1 scan.nii.gz --age 74 --sex F --tiv 1410 --field-strength 3 --explain lrp.epsilon_plus
+      explainable-mri predict results/demo/fold-1 --table new.csv --out new
+    """
+    from explainable_mri.experiments.evaluate import list_scans, predict_scans
+
+    given = {name: value for name, value in covariates.items() if value is not None}
+    found = predict_scans(model, list_scans(scans, table, given), out, method, target)
+    shown = [name for name in found if name not in ("relevance_map", "notes", "error")]
+    click.echo(found[shown].round(3).to_string(index=False))
+    for scan in found[found.error != ""].itertuples():
+        click.echo(f"Not predicted: {scan.error}", err=True)
+    click.echo(f"Predicted: {out / 'predictions.csv'}")
+    if (found.error != "").any():
         raise click.exceptions.Exit(1)
 
 # %% ../nbs/95_cli.ipynb #72a77c9a

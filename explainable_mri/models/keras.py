@@ -25,7 +25,7 @@ from torch import nn
 
 from ..data.axes import Axes, get_axes
 from ..data.volumes import GRIDS
-from ..files import read_json, replacing, write_json
+from ..files import hash_file, read_json, replacing, write_json
 from .keras_files import Architecture, Call, KerasLayer, about_layer, read_keras
 from .keras_layers import KerasError, build_layer, load_weights
 from ..registry import NETWORKS
@@ -217,7 +217,8 @@ def save_network(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(folder / "weights.safetensors") as partial:
         save_file(tensors, partial)
-    write_json({"format": _FORMAT, **describe_network(network)}, folder / "network.json")
+    signed = {"format": _FORMAT, "weights_sha256": hash_file(folder / "weights.safetensors")}
+    write_json({**signed, **describe_network(network)}, folder / "network.json")
     return folder
 
 
@@ -226,10 +227,14 @@ def load_network(
 ) -> KerasNetwork:              # the network in evaluation mode
     "Read an imported network back; raises `KerasError` when the folder does not hold one."
     folder = Path(folder)
+    if odd := [name for name in ("network.json", "weights.safetensors") if (folder / name).exists() and not (folder / name).is_file()]:
+        raise KerasError(f"{folder / odd[0]} is no ordinary file. Copy the folder again, or import the Keras file again.")
     try:
         values = read_json(folder / "network.json")
         if values.get("format") != _FORMAT:
             raise KerasError(f"its format is {str(values.get('format'))[:60]!r}, expected '{_FORMAT}'.")
+        if values.pop("weights_sha256", None) not in (None, hash_file(folder / "weights.safetensors")):  # earlier versions wrote none
+            raise KerasError("weights.safetensors is not the file that was written here. Restore it, or import the Keras file again.")
         network = _network(values)
         network.load_state_dict(load_file(folder / "weights.safetensors"), assign=True)
     except FileNotFoundError as error:
