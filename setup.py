@@ -3,6 +3,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
@@ -13,6 +14,16 @@ settings = parser["DEFAULT"]
 def requirements(key: str) -> list[str]:
     "The requirements listed, separated by blanks, under `key` of settings.ini."
     return settings.get(key, "").split()
+
+
+class BuildWithNotebooks(build_py):
+    "Takes the notebooks that papermill runs along, so that a study needs no copy of the repository."
+
+    def run(self) -> None:
+        super().run()
+        for name in ("train", "explain", "crossval"):
+            self.mkpath(f"{self.build_lib}/explainable_mri/notebooks")
+            self.copy_file(str(here / "nbs" / f"{name}.ipynb"), f"{self.build_lib}/explainable_mri/notebooks/{name}.ipynb")
 
 
 notebook, preprocess = requirements("notebook_requirements"), requirements("preprocess_requirements")
@@ -42,5 +53,6 @@ setup(
                     "dev": notebook + preprocess + requirements("dev_requirements")},
     entry_points={"console_scripts": requirements("console_scripts"),
                   "nbdev": ["explainable_mri=explainable_mri._modidx:d"]},
+    cmdclass={"build_py": BuildWithNotebooks},
     zip_safe=False,
 )

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['describe_error', 'main', 'simulate_command', 'check_command', 'train_command', 'explain_command', 'report_command',
-           'prepare_command', 'import_keras_command', 'info_command']
+           'crossval_command', 'prepare_command', 'import_keras_command', 'info_command']
 
 # %% ../nbs/95_cli.ipynb #56b5ad18
 import errno
@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .config import ExperimentConfig, load_config
+from .config import ExperimentConfig, load_config, make_config
 from .errors import ConfigError, ExplainableMRIError
 from .registry import BASELINES, COHORTS, EXPLAINERS, LOSSES, MEASURES, NETWORKS, SPLITS, TRANSFORMS
 
@@ -197,6 +197,33 @@ def report_command(config: ExperimentConfig) -> None:
     from explainable_mri.experiments.report import write_experiment_report
 
     click.echo(f"Report: {write_experiment_report(config)}")
+
+# %% ../nbs/95_cli.ipynb #2567d7a6
+@main.command("crossval")
+@_configured
+@click.option("--folds", type=click.IntRange(min=2), help="Number of folds, in place of the configuration's split.params.folds.")
+@click.option("--launcher", type=click.Choice(["local", "slurm"]), default="local", show_default=True,
+              help="Processes on this machine, or jobs of a SLURM cluster.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Folds at a time on this machine.")
+@click.option("--slurm", "options", multiple=True, metavar="KEY=VALUE", help="Option of the cluster, such as slurm_partition=gpu or gpus_per_node=1.")
+def crossval_command(config: ExperimentConfig, folds: int | None, launcher: str, jobs: int, options: tuple[str, ...]) -> None:
+    """Train, test and explain every fold, each in an executed notebook, and report on all of them.
+
+    Run again, it keeps what is finished. Tables for the paper are in results/NAME/study/.
+
+    \b
+    Example:
+      explainable-mri crossval config/demo.yaml --folds 10
+      explainable-mri crossval config/demo.yaml --launcher slurm --slurm slurm_partition=gpu --slurm gpus_per_node=1
+    """
+    from explainable_mri.experiments.crossval import cross_validate, read_options
+
+    if folds is not None:
+        config = make_config(config.model_dump(mode="json"), [f"split.params.folds={folds}"])
+    study = cross_validate(config, launcher=launcher, at_once=jobs, **read_options(options))
+    click.echo(str(study))
+    if study.failed:
+        raise click.exceptions.Exit(1)
 
 # %% ../nbs/95_cli.ipynb #72a77c9a
 @main.command("prepare")

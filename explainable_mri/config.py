@@ -253,8 +253,9 @@ def _parse_yaml(path: Path, named: str = "") -> Any:
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
-        advice = " Save it as UTF-8 text." if isinstance(error, UnicodeDecodeError) else " Correct the line."
-        raise ConfigError(f"{path} is not valid YAML: {error}.{advice}") from None
+        words = str(error).replace('"<unicode string>"', path.name)
+        advice = ". Save it as UTF-8 text." if isinstance(error, UnicodeDecodeError) else "\nCorrect the line."
+        raise ConfigError(f"{path} is not valid YAML: {words}{advice}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
 

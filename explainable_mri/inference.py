@@ -33,8 +33,10 @@ from .data.residuals import Design, ResidualModel, check_sizes, is_another_scale
 from .data.volumes import GRIDS, Grid, Volume, get_grid, load_volume
 from .environment import progress_bar
 from .errors import ExplainableMRIError
+from .evaluation.calibration import Calibration, calibration_values, read_calibration
 from .explainers.base import (
     BaseExplainer, Completeness, Explainer, Output, build_explainer, evaluation_mode, network_logits)
+from .files import hash_file, read_json
 from .models.factory import OneInput, pack, unpack
 from .models.keras import KerasNetwork, describe_network, load_keras, load_network
 from .registry import EXPLAINERS
@@ -54,6 +56,7 @@ class Prediction:
     task: Classification | Regression  # what the values mean
     values: tuple[float, ...]          # probability of each class, or the one estimated number
     notes: tuple[str, ...] = ()        # what was done or left out on the way
+    likelihood: tuple[float, float, float] | None = None  # of the second class, with the ends of its 95 % interval; None: not calibrated
 
     @property
     def probabilities(self) -> dict[str, float]:
@@ -77,7 +80,9 @@ class Prediction:
     def __str__(self) -> str:
         if self.task.kind == "regression":
             return f"{self.task.target} {self.number:.1f} {self.task.unit}".strip()
-        return ", ".join(f"{name} {value:.2f}" for name, value in self.probabilities.items())
+        words = ", ".join(f"{name} {value:.2f}" for name, value in self.probabilities.items())
+        likelihood = "" if self.likelihood is None else "; likelihood {:.2f} ({:.2f} to {:.2f})".format(*self.likelihood)
+        return f"{words}{likelihood}"
 
     def __repr__(self) -> str:
         return f"Prediction({self}{_count_notes(self.notes)})"
@@ -237,13 +242,14 @@ class Model:
         component: Component | None = None,      # name and parameters with which the network can be built again
         provenance: Mapping[str, Any] | None = None,  # where it comes from: file, epoch, metrics, configuration
         covariates: SecondInput | None = None,  # how covariates become a second input of the network; None: the scan is its only one
+        calibration: Calibration | None = None,  # how a probability becomes a likelihood, for two classes; None: it does not
     ):
         if not isinstance(network, nn.Module):
             raise ModelError(f"A model needs a PyTorch network (torch.nn.Module), not {type(network).__name__}. "
                              "A file is read by load_model.")
         self.grid, self.task, self.residuals = get_grid(grid), _task(classes, task), residuals
         self.axes = get_axes(axes)
-        self.covariates = covariates
+        self.covariates, self.calibration = covariates, calibration
         self.network = network if self.axes.is_identity else OnGrid(network, self.axes)
         if covariates is not None:
             self.network = OneInput(network, len(covariates.columns), None if self.axes.is_identity else self.axes.to_network)
@@ -458,9 +464,13 @@ def _one(model: Model, scan: Any, covariates: Mapping[str, Any] | None, resample
     return _OneScan(volume, model_maps(model, table, volume.array[None].copy()), second_input(model, table), tuple(notes))
 
 
-def _prediction(model: Model, one: _OneScan) -> Prediction:
+def _prediction(model: Model, one: _OneScan, age: Any = None) -> Prediction:
     "What a model says about a scan."
-    return Prediction(model.task, tuple(map(float, predict_maps(model, one.maps, covariates=one.covariates)[0])), one.notes)
+    values = tuple(map(float, predict_maps(model, one.maps, covariates=one.covariates)[0]))
+    if model.calibration is None:
+        return Prediction(model.task, values, one.notes)
+    likelihood = model.calibration.likelihood(values[1:], None if age is None else [age])
+    return Prediction(model.task, values, one.notes, tuple(likelihood.iloc[0]))
 
 # %% ../nbs/59_inference.ipynb #532fd779
 def predict_scan(
@@ -471,7 +481,7 @@ def predict_scan(
     any_scale: bool = False,       # take a scan whose values are tens of times those of the training's scans, with a note
 ) -> Prediction:                   # probability of each class, or the number
     "Predict a scan; raises `VolumeError` for the scan, `ModelError` for its values, `CovariateError` for the covariates."
-    return _prediction(model, _one(model, scan, covariates, resample, any_scale))
+    return _prediction(model, _one(model, scan, covariates, resample, any_scale), (covariates or {}).get("age"))
 
 
 def explain_scan(
@@ -488,7 +498,7 @@ def explain_scan(
     EXPLAINERS[method]
     number = 0 if model.task.kind == "regression" else output_index(model.task, target)
     one = _one(model, scan, covariates, resample, any_scale)
-    prediction = _prediction(model, one)
+    prediction = _prediction(model, one, (covariates or {}).get("age"))
     chosen = model.task.outputs[int(np.argmax(prediction.values)) if number is None else number]
     if number is None:
         note = f"'{chosen}' is explained, the predicted class, since no target was given."
@@ -542,7 +552,8 @@ def save_model(
     if component is None:
         raise ModelError("This network cannot be saved with its model, because nothing says how it is built. Register what builds it, "
                          "@NETWORKS.register('mine'), and give Model(..., component=Component(name='mine')).")
-    extra = {**describe_model(model.grid, model.axes, model.residuals, model.covariates), "provenance": model.provenance}
+    extra = {**describe_model(model.grid, model.axes, model.residuals, model.covariates), "provenance": model.provenance,
+             "calibration": model.calibration and calibration_values(model.calibration)}
     return save_checkpoint(Checkpoint(network, component, model.axes_shape, model.task, extra=extra), path)
 
 
@@ -563,12 +574,23 @@ def _from_checkpoint(path: Path) -> Model:
         axes = Axes(tuple(extra["axes"]["order"]), tuple(extra["axes"]["flip"])) if extra.get("axes") else None
         fitted = None if residuals is None else ResidualModel.from_state_dict(residuals)
         second = SecondInput.from_state_dict(extra["covariates"]) if extra.get("covariates") else None
+        calibration = read_calibration(extra["calibration"]) if extra.get("calibration") else None
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} does not say on which grid, or with which residual model, its network works ({error}). Train again.") from None
     provenance = {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "epoch": checkpoint.epoch,
                   "metrics": checkpoint.metrics, **extra.get("provenance", {})}
     return Model(checkpoint.network, grid, task=checkpoint.task, axes=axes, residuals=fitted, component=checkpoint.component,
-                 provenance=provenance, covariates=second)
+                 provenance=provenance, covariates=second, calibration=calibration)
+
+
+def _add_calibration(model: Model, folder: Path) -> Model:
+    "Give the model of a trained fold its calibration, where that is what was written there."
+    path = folder / "calibration.json"
+    if path.exists():
+        if (folder / "files.json").exists() and read_json(folder / "files.json").get(path.name) != hash_file(path):
+            raise ModelError(f"{path} is not the file that was written there when the fold was finished. Restore it, or train again.")
+        model.calibration = read_calibration(read_json(path))
+    return model
 
 
 def _from_keras(network: KerasNetwork, path: Path, grid: Grid | str | None, classes: Sequence[str] | None) -> Model:
@@ -590,7 +612,7 @@ def load_model(
     path = Path(path)
     if path.is_dir():
         if (path / "best.ckpt").exists():
-            return _from_checkpoint(path / "best.ckpt")
+            return _add_calibration(_from_checkpoint(path / "best.ckpt"), path)
         if (path / "network.json").exists():
             return _from_keras(load_network(path), path, grid, classes)
         raise ModelError(f"{path} holds no model: neither best.ckpt, of a trained fold, nor network.json, of import-keras.")

@@ -92,3 +92,15 @@ def test_notebooks_are_valid_python():
         for cell in nbformat.read(path, 4).cells:
             if cell.cell_type == "code":
                 ast.parse(re.sub(r"^\s*[%!].*$", "", cell.source, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_a_use_follows_every_pair_of_definitions(path):
+    row, most = 0, 0
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type != "code" or re.match(r"#\|\s*(default_exp|hide)", cell.source):
+            continue
+        defines = re.match(r"#\|\s*export\b", cell.source) and re.search(r"^(class|def|@|\w+\s*[:=])", cell.source, re.MULTILINE)
+        row = row + 1 if defines else 0
+        most = max(most, row)
+    assert most <= 2, f"{most} definitions stand in a row; show the first ones in use"

@@ -35,7 +35,7 @@ LAYERS = {
     "models": EXPERIMENT | {"data.axes", "data.volumes"},
     "training": EXPERIMENT | {"models", "data.datasets"},
     "analysis": EXPERIMENT | {"data"},
-    "inference": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "report.figures"},
+    "inference": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "report.figures", "evaluation.calibration"},
     "evaluation": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "inference"},
     "report": EXPERIMENT | {"data", "analysis", "evaluation", "inference"},
     "preprocessing": EXPERIMENT | {"data", "report"},

@@ -139,13 +139,37 @@ def _as_text(entry: Any) -> str:
         return str(entry.date())
     return str(entry)
 
-# %% ../../nbs/13_tables.ipynb #7e44be29
+# %% ../../nbs/13_tables.ipynb #a0f95a5d
 MISSING = {
     "", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "#NA", "-nan", "-NaN",
     "#VALUE!", "#REF!", "#DIV/0!"
 }
 
 
+def _with_headings(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
+    "Take the first row for the header, and number the others as a spreadsheet does."
+    if rows.empty:
+        raise TableError(str(path), ["The file cannot be read as a table: it is empty."])
+    headings = [" ".join(heading.split()) for heading in rows.iloc[0]]
+    counts, places = Counter(headings), [column + 1 for column in rows.columns]
+    table = rows.iloc[1:].set_index(rows.index[1:] + 1)
+    table.columns = [
+        heading if heading and counts[heading] == 1 else
+        f"{heading} (column {_letter(number)})".strip()
+        for number, heading in zip(places, headings)
+    ]
+    unnamed = [column for column, heading in zip(table.columns, headings) if not heading]
+    table = table.mask(table.isin(MISSING)).astype(object)
+    return table.drop(columns=[name for name in unnamed if table[name].isna().all()]).dropna(how="all")
+
+
+def _letter(number: int) -> str:
+    "What a spreadsheet calls a column."
+    from openpyxl.utils import get_column_letter
+
+    return get_column_letter(number)
+
+# %% ../../nbs/13_tables.ipynb #7e44be29
 def read_table(
     path: str | os.PathLike,  # .csv, .tsv, .txt or .xlsx
     sheet: str | None = None, # sheet of a workbook; None reads the first that is not hidden
@@ -178,30 +202,6 @@ def read_table(
     table = _with_headings(rows.loc[rows.ne("").any(axis=1)], path)
     table.attrs["notes"] = notes
     return table
-
-
-def _with_headings(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
-    "Take the first row for the header, and number the others as a spreadsheet does."
-    if rows.empty:
-        raise TableError(str(path), ["The file cannot be read as a table: it is empty."])
-    headings = [" ".join(heading.split()) for heading in rows.iloc[0]]
-    counts, places = Counter(headings), [column + 1 for column in rows.columns]
-    table = rows.iloc[1:].set_index(rows.index[1:] + 1)
-    table.columns = [
-        heading if heading and counts[heading] == 1 else
-        f"{heading} (column {_letter(number)})".strip()
-        for number, heading in zip(places, headings)
-    ]
-    unnamed = [column for column, heading in zip(table.columns, headings) if not heading]
-    table = table.mask(table.isin(MISSING)).astype(object)
-    return table.drop(columns=[name for name in unnamed if table[name].isna().all()]).dropna(how="all")
-
-
-def _letter(number: int) -> str:
-    "What a spreadsheet calls a column."
-    from openpyxl.utils import get_column_letter
-
-    return get_column_letter(number)
 
 # %% ../../nbs/13_tables.ipynb #afdd4773
 def map_columns(

@@ -47,6 +47,9 @@ def _check_header(image: SpatialImage, name: str) -> None:
         raise VolumeError(f"{name}: the affine in the header (sform or qform) is no position in space. "
                           "Convert the file from its "
                           f"source again.\n{_rows(image.affine)}")
+    if np.abs(image.affine).max() > 1e5:
+        raise VolumeError(f"{name}: by the affine in the header the image lies {np.abs(image.affine).max() / 1000:.3g} m away. Convert the file "
+                          "from its source again.")
     if isinstance(image, nib.Nifti1Pair):
         _check_forms(image, name)
 

@@ -130,6 +130,8 @@ def read_scans(
         raise ConfigError(f"{path} cannot be read ({error}). Restore it, or train again under another name.") from None
     if lacking := [name for name in SCAN if name not in table]:
         raise ConfigError(f"{path} lacks the column '{lacking[0]}'. Restore the file, or train again under another name.")
+    if (gaps := table[SCAN].isna()).any(axis=None):
+        raise ConfigError(f"{path} was cut or changed: a row lacks its {gaps.any().idxmax()}. Restore it, or train again under another name.")
     return table
 
 # %% ../../nbs/80_folder.ipynb #20144204
@@ -160,6 +162,8 @@ def record_inputs(
 # %% ../../nbs/80_folder.ipynb #58b17409
 def _changes(before: pd.DataFrame, now: pd.DataFrame) -> list[str]:
     "What differs between the scans of a fold and those of a cohort, a line for each."
+    if twice := before.index[before.duplicated(_KEY)].tolist():
+        return [f"  {' '.join(before.loc[row, _KEY])}: listed twice, as only an edited file does" for row in twice]
     old, new = before.set_index(_KEY), now.set_index(_KEY)
     lines = [f"  {' '.join(key)}: no longer in the cohort" for key in old.index.difference(new.index)]
     lines += [f"  {' '.join(key)}: new in the cohort" for key in new.index.difference(old.index)]

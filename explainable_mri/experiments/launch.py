@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_notebook', 'run_notebook', 'Job', 'Outcome', 'launch']
 
-# %% ../../nbs/86_launch.ipynb #8bbbdfeb
+# %% ../../nbs/86_launch.ipynb #35acaccf
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from ..environment import optional_import, progress_bar
 from ..errors import ConfigError
 from ..files import replacing
 
-# %% ../../nbs/86_launch.ipynb #10b1e18a
+# %% ../../nbs/86_launch.ipynb #cfce5362
 def find_notebook(
     name: str,  # such as train
 ) -> Path:      # the notebook
@@ -48,7 +48,7 @@ def run_notebook(
     failed.unlink(missing_ok=True)
     return out
 
-# %% ../../nbs/86_launch.ipynb #c8a00f8d
+# %% ../../nbs/86_launch.ipynb #c3f9ea6d
 @dataclass(frozen=True)
 class Job:
     "Something to run in a process of its own."
@@ -77,15 +77,15 @@ def _executor(launcher: str, folder: Path, options: dict[str, Any]) -> Any:
     executor.update_parameters(**({"timeout_min": 60 * 24 * 7} | options))
     return executor
 
-# %% ../../nbs/86_launch.ipynb #f54829db
+# %% ../../nbs/86_launch.ipynb #1818db11
 def _outcome(job: Job, running: Any) -> Outcome:
     "Wait for a job, and say how it ended."
     error, log = running.exception(), Path(running.paths.stderr)
     if error is None:
         return Outcome(job.name, False, log)
     lines = [line for line in str(error).splitlines() + (log.read_text(errors="replace").splitlines() if log.exists() else []) if line.strip()]
-    words = [line for line in lines if not line.startswith((" ", "-", "Traceback", "submitit", "═"))]
-    return Outcome(job.name, True, log, "\n".join(words[-4:] or lines[-4:]))
+    words = dict.fromkeys(line for line in lines if not line.startswith((" ", "-", "Traceback", "submitit", "═", "Job (", "You can check")))
+    return Outcome(job.name, True, log, "\n".join([*(words or lines)][-4:]))
 
 
 def launch(

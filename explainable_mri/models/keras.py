@@ -254,7 +254,7 @@ def keras_network(
                          f"not {tuple(input_shape)} and {classes}.")
     return network
 
-# %% ../../nbs/38_keras.ipynb #c5f3e3a9
+
 def import_keras(
     path: str | os.PathLike,                     # .h5, .hdf5 or .keras file
     folder: str | os.PathLike,                   # folder for network.json, weights.safetensors and layers.tsv

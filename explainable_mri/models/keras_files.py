@@ -520,7 +520,7 @@ def _turn_input(architecture: Architecture) -> None:
         channels, *size = architecture.input_shape
         architecture.input_shape = (*size, channels)
 
-# %% ../../nbs/37_keras_files.ipynb #addd0338
+
 def _drop_softmax(architecture: Architecture) -> None:
     "Remove a softmax at the end, be it a layer or an argument."
     last = next((call for call in architecture.calls if call.output == architecture.output), None)

@@ -53,13 +53,13 @@ def use_raw(path: Path) -> tuple[dict, list[str]]:
     from explainable_mri.preprocessing.scans import read_scan, survey
 
     found = survey(next(part for part in Path(path).parents if part.parent == Path()))
-    assert len(found.scans) == 1 or found.left_out, "a scan vanished"
+    others = [f"{len(found.scans)} scans are found"] if len(found.scans) > 1 else []
     try:
         raw = read_scan(found.scans[0])
     except ExplainableMRIError as error:  # as `prepare` says it
         raise type(error)(f"{found.scans[0].name}: {error}") from None
     return {"array": np.asarray(raw.image.dataobj), "affine": raw.image.affine, "covariates": raw.covariates}, [
-        *raw.notes, *found.scans[0].notes, *(f"{name}: {reason}" for name, reason in found.left_out.items()), *raw.series]
+        *others, *raw.notes, *found.scans[0].notes, *(f"{name}: {reason}" for name, reason in found.left_out.items()), *raw.series]
 
 
 def mgh_field(rng: np.random.Generator, path: Path) -> str:

@@ -26,7 +26,7 @@ SECONDS, MEMORY = 90, 4_000_000_000  # of an input, before it counts as hanging
 # A sentence that helps says what was expected, or what to do.
 _REMEDY = re.compile(
     r"\b(choose|convert|copy|correct|write|give|set|save|train|run|take|name|use|make|restore|keep|delete|remove|rename|add|mend|find|put|check"
-    r"|export|expected|must|needs?|did you mean|put|ask|fetch|end|correct|cut|holds?|has|have|ends?|is no|are no|there is no|missing|input should|input is not|duplicate|empty|not a number)\b", re.I)
+    r"|export|expected|must|needs?|did you mean|put|ask|fetch|end|correct|cut|holds?|has|have|ends?|is no|are no|there is no|missing|input should|input is not|duplicate|empty|not a number|lack)\b", re.I)
 
 
 @dataclass

@@ -34,7 +34,6 @@ def make_originals(folder: Path) -> None:
     from explainable_mri.data.cache import load_volumes
     from explainable_mri.experiments.explain import explain_fold
     from explainable_mri.experiments.folder import load_cohort
-    from explainable_mri.experiments.report import write_experiment_report
     from explainable_mri.experiments.train import train_fold
     from explainable_mri.inference import load_model
 
@@ -44,7 +43,6 @@ def make_originals(folder: Path) -> None:
     cohort = load_cohort(config)
     fold = train_fold(config)
     explain_fold(config)
-    write_experiment_report(config)
     load_model(fold).save(folder / "model.ckpt")
     make_volumes(folder, Path(cohort.table.path[0]))
     make_tables(folder, cohort.table)

@@ -49,8 +49,9 @@ def _try(door: Door, originals: Path, folder: Path, rng: np.random.Generator, kn
     files = sorted(path for pattern in door.targets for path in folder.glob(pattern) if path.is_file())
     path = files[rng.integers(len(files))]
     below = path.relative_to(folder)
-    if (door.name, str(below)) not in known:
-        known[door.name, str(below)] = _original(door, originals, folder.with_name("original"), below)
+    key = door.name, below.parts[0]  # what is used is a file, or all of a folder
+    if key not in known:
+        known[key] = _original(door, originals, folder.with_name("original"), below)
     change = door.changes[rng.integers(len(door.changes))]
     try:
         words = change(rng, path)
@@ -60,7 +61,7 @@ def _try(door: Door, originals: Path, folder: Path, rng: np.random.Generator, kn
     found = observe(lambda: door.use(below), folder)
     meaning = "other" if words.startswith("valid: ") or change in door.valid else "wrong"
     names = [path.name, path.stem, str(below.parent) if below.parent != Path() else path.name, below.parent.name or path.name, *_keys(words)]
-    kind, said = judge(found, known[door.name, str(below)], meaning, names, door.remedies)
+    kind, said = judge(found, known[key], meaning, names, door.remedies)
     return Verdict(door.name, change.__name__, f"{below}: {words}", kind, said, time.perf_counter() - start)
 
 
