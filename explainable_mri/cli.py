@@ -199,7 +199,7 @@ def report_command(config: ExperimentConfig) -> None:
 
     click.echo(f"Report: {write_experiment_report(config)}")
 
-# %% ../nbs/95_cli.ipynb #7556211a
+# %% ../nbs/95_cli.ipynb #6a38557f
 @main.command("crossval")
 @_configured
 @click.option("--folds", type=click.IntRange(min=2), help="Number of folds, in place of the configuration's split.params.folds.")
@@ -226,11 +226,13 @@ def crossval_command(config: ExperimentConfig, folds: int | None, launcher: str,
     if study.failed:
         raise click.exceptions.Exit(1)
 
-# %% ../nbs/95_cli.ipynb #8fcefa3d
+# %% ../nbs/95_cli.ipynb #5e927ae6
 @main.command("evaluate")
 @_configured
-@click.option("--on", "other", required=True, type=click.Path(path_type=Path), help="Configuration whose cohort is tested on; its name names the results.")
-@click.option("--fold", "folds", type=click.IntRange(min=1), multiple=True, help="Fold that predicts; all trained ones together unless told otherwise.")
+@click.option("--on", "other", required=True, type=click.Path(path_type=Path),
+              help="Configuration whose cohort is tested on; its name names the results.")
+@click.option("--fold", "folds", type=click.IntRange(min=1), multiple=True,
+              help="Fold that predicts; all trained ones together unless told otherwise.")
 @click.option("--group", "groups", multiple=True, help="Group that is predicted though it was never trained on, such as EMCI.")
 def evaluate_command(config: ExperimentConfig, other: Path, folds: tuple[int, ...], groups: tuple[str, ...]) -> None:
     """Test trained folds, or all as an ensemble, on another cohort with the training's residual model.

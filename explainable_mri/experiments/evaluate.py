@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['predict_table', 'evaluate_cohort', 'predict_scans', 'list_scans']
 
-# %% ../../nbs/88_evaluate.ipynb #d805d1df
+# %% ../../nbs/88_evaluate.ipynb #8a851381
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..inference import Model, load_model
 from ..registry import COHORTS
 from ..tasks import prediction_columns, prediction_table
 
-# %% ../../nbs/88_evaluate.ipynb #7d9db0c2
+# %% ../../nbs/88_evaluate.ipynb #e00230ee
 def _unseen(cohort: Cohort, folders: list[Path]) -> tuple[pd.DataFrame, list[str]]:
     "The scans of a cohort whose files no network was trained or validated on, and a note on the others."
     parts = pd.concat([read_scans(folder / "split.csv") for folder in folders])
@@ -62,7 +62,7 @@ def predict_table(
     mean = sum(found) / len(found)
     return mean.join(sum(said) / len(said)) if len(said) == len(models) else mean
 
-# %% ../../nbs/88_evaluate.ipynb #f1c8be51
+# %% ../../nbs/88_evaluate.ipynb #34a61b07
 def evaluate_cohort(
     config: ExperimentConfig,            # the experiment whose folds are tested
     other: ExperimentConfig,             # its cohort is tested on; its name names the results
@@ -83,7 +83,8 @@ def evaluate_cohort(
     write_table(scans, results / "predictions.csv")
     for name, made in _measured(config, scans[scans.group.isin(config.task.groups)].assign(fold="all"), columns).items():
         write_table(made, results / f"{name}.csv")
-    write_json({"folds": [folder.name for folder in chosen], "cohort": other.cohort.model_dump(mode="json"), "notes": notes}, results / "made_from.json")
+    made_from = {"folds": [folder.name for folder in chosen], "cohort": other.cohort.model_dump(mode="json"), "notes": notes}
+    write_json(made_from, results / "made_from.json")
     return results
 
 
@@ -97,7 +98,7 @@ def _measured(config: ExperimentConfig, scans: pd.DataFrame, columns: list[str])
             tables["subgroups"] = subgroup_table(task, scans, columns, replicates, config.seed)
     return tables
 
-# %% ../../nbs/88_evaluate.ipynb #0bc9e7ab
+# %% ../../nbs/88_evaluate.ipynb #5ccb7686
 def _answer(model: Model, scan: Mapping[str, Any], name: str, out: Path, method: str | None, target: str | int | None) -> dict[str, Any]:
     "Predict a scan and explain it where that is asked for, as a row."
     covariates = {key: value for key, value in scan.items() if key != "path" and not pd.isna(value)}
@@ -139,7 +140,7 @@ def predict_scans(
     write_table(found, out / "predictions.csv")
     return found
 
-# %% ../../nbs/88_evaluate.ipynb #7e93def2
+# %% ../../nbs/88_evaluate.ipynb #5c25b8d8
 def list_scans(
     scans: Sequence[str | os.PathLike],   # paths of scans
     table: str | os.PathLike | None,      # or a table with the column path, and covariates
