@@ -199,7 +199,7 @@ def report_command(config: ExperimentConfig) -> None:
 
     click.echo(f"Report: {write_experiment_report(config)}")
 
-# %% ../nbs/95_cli.ipynb #6a38557f
+# %% ../nbs/95_cli.ipynb #23d50e63
 @main.command("crossval")
 @_configured
 @click.option("--folds", type=click.IntRange(min=2), help="Number of folds, in place of the configuration's split.params.folds.")
@@ -226,7 +226,7 @@ def crossval_command(config: ExperimentConfig, folds: int | None, launcher: str,
     if study.failed:
         raise click.exceptions.Exit(1)
 
-# %% ../nbs/95_cli.ipynb #5e927ae6
+# %% ../nbs/95_cli.ipynb #59740ada
 @main.command("evaluate")
 @_configured
 @click.option("--on", "other", required=True, type=click.Path(path_type=Path),
@@ -253,7 +253,7 @@ def evaluate_command(config: ExperimentConfig, other: Path, folds: tuple[int, ..
     click.echo(metrics[["comparison", "metric", "pooled", "low", "high", "persons", "scans"]].round(3).to_string(index=False))
     click.echo(f"Evaluated: {place}")
 
-
+# %% ../nbs/95_cli.ipynb #8562dcf9
 @main.command("predict")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("scans", nargs=-1, type=click.Path(path_type=Path))
