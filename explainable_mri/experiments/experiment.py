@@ -7,6 +7,7 @@ __all__ = ['Experiment']
 
 # %% ../../nbs/85_experiment.ipynb #66ee65e5
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,9 @@ class Experiment:
     def report(self) -> Path:
         "Write the report of the folds that are there; gives the path of the HTML file."
         return write_experiment_report(self.config)
+
+    def cross_validate(self, folds: Sequence[int] | None = None, launcher: str = "local", at_once: int = 1, **options: Any) -> Any:
+        "Train, test and explain folds (None: all) and report on them; see `experiments.crossval.cross_validate`."
+        from explainable_mri.experiments.crossval import cross_validate
+
+        return cross_validate(self.config, folds, launcher, at_once, **options)

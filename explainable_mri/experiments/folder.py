@@ -24,7 +24,8 @@ from ..files import hash_file, read_json, remove_partials, replacing, safe_name,
 from ..registry import COHORTS
 
 # %% ../../nbs/80_folder.ipynb #dfddd2fd
-_CHANGEABLE = {"results": True, "explanation": True, "training": {"accelerator", "workers"}, "cache": {"folder", "limit_gb"}}
+_CHANGEABLE = {"results": True, "explanation": True, "training": {"accelerator", "workers"}, "cache": {"folder", "limit_gb"},
+               "evaluation": {"subgroups", "replicates"}}
 
 
 def _flatten(values: dict, prefix: str = "") -> dict[str, object]:
