@@ -34,6 +34,8 @@ _REMEDIES = {
     errno.ENOTDIR: "A file stands where a folder is needed. Move it, or choose another folder.",
     errno.EISDIR: "A folder stands where a file is needed. Give a file.",
     errno.ENOENT: "There is no such file or folder.",
+    errno.EFBIG: "Files of this size may not be written here. Choose another folder, or raise the limit with 'ulimit -f unlimited'.",
+    errno.ELOOP: "A link leads to itself. Mend it.",
     errno.EMFILE: "Too many files are open at once. Raise the limit with 'ulimit -n 4096', or use fewer workers.",
 }
 
@@ -199,7 +201,7 @@ def report_command(config: ExperimentConfig) -> None:
 
     click.echo(f"Report: {write_experiment_report(config)}")
 
-# %% ../nbs/95_cli.ipynb #23d50e63
+# %% ../nbs/95_cli.ipynb #3cf55c95
 @main.command("crossval")
 @_configured
 @click.option("--folds", type=click.IntRange(min=2), help="Number of folds, in place of the configuration's split.params.folds.")
@@ -226,7 +228,7 @@ def crossval_command(config: ExperimentConfig, folds: int | None, launcher: str,
     if study.failed:
         raise click.exceptions.Exit(1)
 
-# %% ../nbs/95_cli.ipynb #59740ada
+# %% ../nbs/95_cli.ipynb #a51d0f95
 @main.command("evaluate")
 @_configured
 @click.option("--on", "other", required=True, type=click.Path(path_type=Path),
@@ -253,7 +255,7 @@ def evaluate_command(config: ExperimentConfig, other: Path, folds: tuple[int, ..
     click.echo(metrics[["comparison", "metric", "pooled", "low", "high", "persons", "scans"]].round(3).to_string(index=False))
     click.echo(f"Evaluated: {place}")
 
-# %% ../nbs/95_cli.ipynb #8562dcf9
+# %% ../nbs/95_cli.ipynb #8928d25f
 @main.command("predict")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("scans", nargs=-1, type=click.Path(path_type=Path))

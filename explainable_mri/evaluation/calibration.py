@@ -6,7 +6,7 @@
 __all__ = ['Method', 'LIKELIHOOD', 'ENOUGH', 'Curve', 'fit_curve', 'Calibration', 'fit_calibration', 'calibration_values',
            'read_calibration', 'calibration_metrics', 'youden_threshold', 'reliability_table']
 
-# %% ../../nbs/66_calibration.ipynb #83145dcf
+# %% ../../nbs/66_calibration.ipynb #2ea0ecef
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ import pandas as pd
 
 from .performance import PerformanceError, _draws
 
-# %% ../../nbs/66_calibration.ipynb #764098dd
+# %% ../../nbs/66_calibration.ipynb #39556387
 Method = Literal["platt", "temperature", "isotonic"]
 LIKELIHOOD = ["likelihood", "likelihood_low", "likelihood_high"]  # columns: the likelihood, and its 95 % interval
 _EDGE = 1e-6  # probabilities are kept this far from 0 and 1
@@ -51,7 +51,7 @@ def _fit_curve(probability: np.ndarray, truth: np.ndarray) -> list[list[float]]:
     fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(probability, truth)
     return [fitted.X_thresholds_.tolist(), fitted.y_thresholds_.tolist()]
 
-# %% ../../nbs/66_calibration.ipynb #55c782c8
+# %% ../../nbs/66_calibration.ipynb #852a2e1e
 @dataclass(frozen=True)
 class Curve:
     "One fitted correction, as plain numbers."
@@ -83,7 +83,7 @@ def fit_curve(
         return Curve(method, _fit_curve(probability, truth))
     return Curve(method, _fit_line(_logit(probability), truth, intercept=method == "platt"))
 
-# %% ../../nbs/66_calibration.ipynb #b9ef6582
+# %% ../../nbs/66_calibration.ipynb #0b8ae194
 @dataclass(frozen=True)
 class Calibration:
     "From a network's probability to a likelihood with its interval, by age where that is asked for."
@@ -118,7 +118,7 @@ def _apply(curves: list[Curve], bins: np.ndarray, probability: np.ndarray) -> np
         result[bins == number] = curves[number].apply(probability[bins == number])
     return result
 
-# %% ../../nbs/66_calibration.ipynb #7f8c57d6
+# %% ../../nbs/66_calibration.ipynb #1c750478
 ENOUGH = 10  # persons of either class that a bin needs for a curve of its own
 
 
@@ -150,7 +150,7 @@ def _enough(persons: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> bool:
     "Tell whether a bin has enough persons of both classes."
     return all(len(set(persons[inside & own])) >= ENOUGH for own in (truth, ~truth))
 
-# %% ../../nbs/66_calibration.ipynb #df6c4057
+# %% ../../nbs/66_calibration.ipynb #d526d42a
 def calibration_values(
     calibration: Calibration,  # the calibration
 ) -> dict[str, Any]:           # numbers, texts, lists and dictionaries
@@ -168,11 +168,19 @@ def read_calibration(
     except (KeyError, TypeError, ValueError) as error:
         raise PerformanceError(f"This is not a calibration ({error}). Train again, or leave the file out.") from None
 
-# %% ../../nbs/66_calibration.ipynb #8db23598
+# %% ../../nbs/66_calibration.ipynb #5eb9347b
+def _bins(likelihood: np.ndarray, most: int) -> list[np.ndarray]:
+    "Rows of bins of about equal size, at least ten scans each where there are so many; equal likelihoods stay together."
+    order = np.argsort(likelihood, kind="stable")
+    cuts = np.linspace(0, len(order), max(1, min(most, len(order) // 10)) + 1)[1:-1].astype(int)
+    firsts = np.searchsorted(likelihood[order], likelihood[order][cuts])  # where a run of equal values begins
+    return [part for part in np.split(order, np.unique(firsts)) if len(part)]
+
+
 def calibration_metrics(
     truth: Sequence[bool],        # whether each scan is of the positive class
     likelihood: Sequence[float],  # its likelihood
-    bins: int = 10,               # bins of the calibration error, each with equally many scans
+    bins: int = 10,               # most bins of the calibration error, with about equally many scans
 ) -> dict[str, float]:            # brier, log_loss, ece; NaN without scans
     "Measure whether likelihoods mean what they say."
     truth, likelihood = np.asarray(truth, float), np.asarray(likelihood, float)
@@ -180,7 +188,7 @@ def calibration_metrics(
         return dict.fromkeys(("brier", "log_loss", "ece"), math.nan)
     inside = np.clip(likelihood, _EDGE, 1 - _EDGE)
     loss = -(truth * np.log(inside) + (1 - truth) * np.log(1 - inside)).mean()
-    parts = np.array_split(np.argsort(likelihood, kind="stable"), min(bins, len(truth)))
+    parts = _bins(likelihood, bins)
     error = sum(len(part) * abs(likelihood[part].mean() - truth[part].mean()) for part in parts) / len(truth)
     return {"brier": float(((likelihood - truth) ** 2).mean()), "log_loss": float(loss), "ece": float(error)}
 
@@ -200,16 +208,16 @@ def youden_threshold(
     gains = [(likelihood[truth] > middle).mean() - (likelihood[~truth] > middle).mean() for middle in middles]
     return float(middles[int(np.argmax(gains))])
 
-# %% ../../nbs/66_calibration.ipynb #e7971396
+# %% ../../nbs/66_calibration.ipynb #eba2eeb5
 def reliability_table(
     truth: Sequence[bool],        # whether each scan is of the positive class
     likelihood: Sequence[float],  # its likelihood
-    bins: int = 10,               # bins with equally many scans
+    bins: int = 10,               # most bins, with about equally many scans
 ) -> pd.DataFrame:                # columns said, was, low, high, scans; a row a bin
     "Mean likelihood and share of the positive class by bin, with Wilson's interval."
     truth, likelihood = np.asarray(truth, float), np.asarray(likelihood, float)
     rows = []
-    for part in np.array_split(np.argsort(likelihood, kind="stable"), min(bins, len(truth))):
+    for part in _bins(likelihood, bins):
         n, share, z = len(part), truth[part].mean(), 1.96
         middle, reach = (share + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
         rows.append({"said": likelihood[part].mean(), "was": share, "low": middle - reach, "high": middle + reach, "scans": n})

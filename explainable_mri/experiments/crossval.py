@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'is_finished', 'run_fold', 'Study', 'cross_validate', 'read_options']
 
-# %% ../../nbs/87_crossval.ipynb #54bae506
+# %% ../../nbs/87_crossval.ipynb #b4b1193c
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from .report import write_experiment_report
 from .results import study_figures
 from ..files import read_json
 
-# %% ../../nbs/87_crossval.ipynb #d20606a4
+# %% ../../nbs/87_crossval.ipynb #fa5304a0
 NOTEBOOKS = ("train", "explain")
 
 
@@ -46,7 +46,7 @@ def run_fold(
     for name in NOTEBOOKS:
         run_notebook(find_notebook(name), config.folder / f"fold-{fold}" / f"{name}.ipynb", {"config": str(path), "overrides": "", "fold": fold})
 
-# %% ../../nbs/87_crossval.ipynb #1589017f
+# %% ../../nbs/87_crossval.ipynb #3ee0289b
 @dataclass(frozen=True)
 class Study:
     "A cross-validation as it stands."
@@ -92,7 +92,7 @@ def cross_validate(
         save_figures(figures, config.folder / "study" / "figures")
     return Study(report, finished, [outcome for outcome in outcomes if outcome.failed])
 
-# %% ../../nbs/87_crossval.ipynb #c1d3a40a
+# %% ../../nbs/87_crossval.ipynb #3b15aff3
 def read_options(
     texts: Sequence[str],  # such as ["slurm_partition=gpu", "gpus_per_node=1"]
 ) -> dict[str, str | int]:  # keywords for `cross_validate`

@@ -56,7 +56,8 @@ def recorded_config(
 # %% ../../nbs/84_report.ipynb #2371830f
 _METRICS = {name: "{:.3f}" for name in ("auc", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")} | {
     name: "{:.2f}" for name in ("mae", "bias", "r")}
-_NAMES = {"balanced_accuracy": "balanced accuracy", "auc": "AUC", "ppv": "PPV", "npv": "NPV", "f1": "F1", "mae": "mean absolute error"}
+_NAMES = {"balanced_accuracy": "balanced accuracy", "auc": "AUC", "ppv": "PPV", "npv": "NPV", "f1": "F1", "mae": "mean absolute error",
+          "brier": "Brier score", "log_loss": "log-loss", "ece": "ECE", "of": "of the", "auc_low": "low", "auc_high": "high"}
 _ALT = {
     "cohort": "age, head size, sex and field strength by group", "roc": "ROC curves of the test scans",
     "confusion": "confusion matrix of the test scans",
@@ -95,10 +96,10 @@ def _prediction_section(config: ExperimentConfig, folders: list[Path]) -> Sectio
         Text("\n\n".join(words)), Table(table, "Metrics of the test scans.", formats=_METRICS, names=_NAMES),
         *_figures(training_figures(config, folders))])
 
-# %% ../../nbs/84_report.ipynb #01c969d0
+# %% ../../nbs/84_report.ipynb #0af2f59d
 _STUDY = {  # table: title of its section, caption
     "metrics": (
-        "All folds together", "Mean and standard deviation over folds, and the value for all test persons together (pooled) with "
+        "Metrics with intervals", "Mean and standard deviation over folds, and the value for all test persons together (pooled) with "
         "a 95 % interval over persons, who are drawn with all their scans."),
     "calibration": (
         "Does the likelihood hold?", "Brier score, log-loss and expected calibration error of the network's probability and of the "
@@ -113,21 +114,26 @@ _STUDY = {  # table: title of its section, caption
 }
 
 
+def _cell(value: float, low: float, high: float, form: str) -> str:
+    "A value with its interval; a dash for one that is not defined."
+    return "–" if pd.isna(value) else f"{value:{form}} ({low:{form}} to {high:{form}})" if low == low else f"{value:{form}}"
+
+
 def _with_interval(table: pd.DataFrame) -> pd.DataFrame:
     "Join each value and its ends to one cell, such as 0.91 (0.85 to 0.95)."
     table = table.copy()
     for name in [name for name in table if {f"{name}_low", f"{name}_high"} <= set(table)]:
         low, high = table.pop(f"{name}_low"), table.pop(f"{name}_high")
-        table[name] = [f"{value:.2f} ({a:.2f} to {b:.2f})" for value, a, b in zip(table[name], low, high)]
+        table[name] = [_cell(value, a, b, ".2f") for value, a, b in zip(table[name], low, high)]
     return table
 
 
 def _metric_cells(table: pd.DataFrame) -> pd.DataFrame:
     "The table of metrics with a cell for each comparison's mean ± sd and pooled value with interval."
-    digits = table.metric.isin(["mae", "bias"]).map({True: "1f", False: "3f"})
-    spread = [f"{mean:.{d}} ± {sd:.{d}}" if folds > 1 else "one fold" for mean, sd, folds, d in
-              zip(table["mean"], table["sd"], table.folds, digits)]
-    pooled = [f"{value:.{d}} ({low:.{d}} to {high:.{d}})" for value, low, high, d in zip(table.pooled, table.low, table.high, digits)]
+    forms = table.metric.isin(["mae", "bias"]).map({True: ".1f", False: ".3f"})
+    spread = [("–" if pd.isna(mean) else f"{mean:{form}} ± {sd:{form}}") if folds > 1 else "one fold" for mean, sd, folds, form in
+              zip(table["mean"], table["sd"], table.folds, forms)]
+    pooled = [_cell(*values) for values in zip(table.pooled, table.low, table.high, forms)]
     return pd.DataFrame({"comparison": table.comparison, "metric": table.metric.map(lambda name: _NAMES.get(name, name)),
                          "mean ± sd over folds": spread, "pooled (95 % interval)": pooled, "persons": table.persons, "scans": table.scans})
 
