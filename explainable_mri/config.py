@@ -8,13 +8,14 @@ __all__ = ['Component', 'NetworkConfig', 'CacheConfig', 'SplitConfig', 'Training
            'save_config']
 
 # %% ../nbs/06_config.ipynb #5cf227ee
+import inspect
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError, suggest
 from .files import replacing
@@ -131,13 +132,21 @@ class EvaluationConfig(_Section):
 
     calibration: Literal["platt", "temperature", "isotonic"] = Field(
         "platt", description="how probabilities become likelihoods, fitted on the validation scans of two classes")
-    age_edges: list[float] = Field([], description="ages in years that part bins with calibrations of their own")
+    age_edges: list[Annotated[float, Field(gt=0, lt=120)]] = Field(
+        [], description="rising ages in years that part bins with calibrations of their own")
     baselines: list[Component] = Field(
         [Component(name="region_volume"), Component(name="regional_volumes"), Component(name="linear_maps")],
         description="simpler models on the same folds, by name")
     subgroups: list[str] = Field(["sex"], description="columns of the cohort by whose values metrics are given, too; a number is halved at "
                                  "its median")
     replicates: int = Field(1000, ge=100, le=100_000, description="draws of persons for intervals")
+
+    @field_validator("age_edges")
+    @classmethod
+    def _rising(cls, edges: list[float]) -> list[float]:
+        if edges != sorted(set(edges)):
+            raise ValueError(f"ages rise from bin to bin, such as {sorted(set(edges))}")
+        return edges
 
 # %% ../nbs/06_config.ipynb #a5da60d3
 class ExperimentConfig(_Section):
@@ -332,7 +341,9 @@ def check_names(
     for measure in config.explanation.measures:
         MEASURES[measure.name]
     for baseline in config.evaluation.baselines:
-        BASELINES[baseline.name]
+        known = list(inspect.signature(BASELINES[baseline.name]).parameters)[2:]
+        if unknown := [name for name in baseline.params if name not in known]:
+            raise ConfigError(f"The baseline '{baseline.name}' has no parameter '{unknown[0]}'. {suggest(unknown[0], known)}")
 
 # %% ../nbs/06_config.ipynb #67cf35cb
 def save_config(

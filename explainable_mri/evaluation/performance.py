@@ -63,12 +63,13 @@ def bootstrap_intervals(
     replicates: int = 1000,    # how often persons are drawn
     confidence: float = 0.95,  # level of the intervals
     seed: int = 0,             # seed of the draws
-) -> dict[str, tuple[float, float]]:  # ends by metric; NaN where a metric is not defined in most draws
+) -> dict[str, tuple[float, float]]:  # ends by metric; NaN where it is not defined in most draws, or all agree
     "Intervals of metrics over persons, drawn within the groups of their first scan."
     draws = _draws(scans.subject.to_numpy(), scans.group.to_numpy(), replicates, seed)
     found = pd.DataFrame([measure(scans.iloc[rows]) for rows in draws])
     ends = found.quantile([(1 - confidence) / 2, (1 + confidence) / 2])
-    return {name: tuple(ends[name]) if found[name].notna().mean() > 0.5 else (math.nan, math.nan) for name in found}
+    said = {name for name in found if found[name].notna().mean() > 0.5 and ends[name].iloc[0] < ends[name].iloc[1]}
+    return {name: tuple(ends[name]) if name in said else (math.nan, math.nan) for name in found}
 
 # %% ../../nbs/65_performance.ipynb #4ca4e116
 def _shares(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:

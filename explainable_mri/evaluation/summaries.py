@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['metric_table', 'subgroup_table', 'comparison_table', 'calibration_table', 'roc_band']
 
-# %% ../../nbs/68_summaries.ipynb #cff16ee4
+# %% ../../nbs/68_summaries.ipynb #c46748fc
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from .calibration import calibration_metrics
-from .performance import _draws, bootstrap_intervals, compare_auc
+from .performance import _draws, auc_interval, bootstrap_intervals, compare_auc
 from ..tasks import Classification, Regression, prediction_columns
 from ..training.metrics import binary_metrics, task_metrics
 
-# %% ../../nbs/68_summaries.ipynb #ae100c79
+# %% ../../nbs/68_summaries.ipynb #8b1efe0f
 def _flat(results: dict[str, dict[str, float]]) -> dict[tuple[str, str], float]:
     "Metrics by comparison and name; numbers of scans are left out."
     return {(comparison, name): value for comparison, values in results.items() for name, value in values.items() if name != "n"}
@@ -36,10 +36,17 @@ def metric_table(
     for (comparison, name), value in _flat(pooled).items():
         low, high = ends[comparison, name]
         inside = _compared(task, scans, comparison)
+        if name == "auc" and "_vs_" in comparison:
+            low, high = _auc_ends(value, inside, inside.group == comparison.partition("_vs_")[0])
         rows.append({"comparison": comparison.replace("_", " "), "metric": name, "mean": folds[comparison, name].mean(),
                      "sd": folds[comparison, name].std(ddof=1), "folds": len(folds), "pooled": value, "low": low, "high": high,
                      "persons": inside.subject.nunique(), "scans": len(inside)})
     return pd.DataFrame(rows)
+
+
+def _auc_ends(auc: float, scans: pd.DataFrame, patients: Sequence[bool]) -> tuple[float, float]:
+    "Newcombe's interval, the one that every AUC gets, over persons."
+    return auc_interval(auc, scans.subject[patients].nunique(), scans.subject[~patients].nunique())
 
 
 def _compared(task: Classification | Regression, scans: pd.DataFrame, comparison: str) -> pd.DataFrame:
@@ -47,7 +54,7 @@ def _compared(task: Classification | Regression, scans: pd.DataFrame, comparison
     group, _, others = comparison.partition("_vs_")
     return scans[scans.group.isin([group, *others.split("+")])] if others else scans
 
-# %% ../../nbs/68_summaries.ipynb #ef09d8e6
+# %% ../../nbs/68_summaries.ipynb #478b68a9
 def subgroup_table(
     task: Classification,     # the classes, two of them
     scans: pd.DataFrame,      # subject, group, probability and the columns
@@ -64,6 +71,7 @@ def subgroup_table(
     for column in columns:
         for name, part in _subgroups(scans, column):
             ends, found = bootstrap_intervals(measure, part, replicates, seed=seed), measure(part)
+            ends["auc"] = _auc_ends(found["auc"], part, part.patient)
             row = {"column": column, "subgroup": name, "persons": part.subject.nunique(),
                    "patients": part.subject[part.patient].nunique()}
             for metric, value in found.items():
@@ -81,7 +89,7 @@ def _subgroups(scans: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame
     known = [(str(value), scans[values == value]) for value in sorted(values.dropna().unique(), key=str)]
     return known + ([("not known", scans[values.isna()])] if values.isna().any() else [])
 
-# %% ../../nbs/68_summaries.ipynb #b361b5df
+# %% ../../nbs/68_summaries.ipynb #2711ed1f
 def comparison_table(
     task: Classification,      # the classes, two of them
     scans: pd.DataFrame,       # subject, group, probability, and a column "NAME probability" for each other
@@ -97,7 +105,7 @@ def comparison_table(
                          "other": found.second, "difference": found.difference, "low": found.low, "high": found.high, "p": found.p})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/68_summaries.ipynb #0a75b700
+# %% ../../nbs/68_summaries.ipynb #8f27d97f
 def calibration_table(
     task: Classification,      # the classes, two of them
     scans: pd.DataFrame,       # subject, group, probability and likelihood
@@ -116,7 +124,7 @@ def calibration_table(
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/68_summaries.ipynb #6691e483
+# %% ../../nbs/68_summaries.ipynb #06f7d2e5
 def roc_band(
     truth: Sequence[bool],         # whether each scan is of a patient
     probability: Sequence[float],  # its predicted probability

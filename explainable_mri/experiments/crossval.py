@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'is_finished', 'run_fold', 'Study', 'cross_validate', 'read_options']
 
-# %% ../../nbs/87_crossval.ipynb #b4b1193c
+# %% ../../nbs/87_crossval.ipynb #f13aef95
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,15 @@ from typing import Any, Literal
 from ..config import ExperimentConfig, save_config
 from ..data.splits import make_splits
 from ..errors import ConfigError
-from .folder import check_seal, load_cohort, open_experiment, save_figures
-from .launch import Job, Outcome, find_notebook, launch, run_notebook
+from .folder import (
+    check_experiment, check_seal, load_cohort, open_experiment, save_figures)
+from .launch import (
+    Job, Outcome, check_launcher, find_notebook, launch, run_notebook)
 from .report import write_experiment_report
 from .results import study_figures
 from ..files import read_json
 
-# %% ../../nbs/87_crossval.ipynb #fa5304a0
+# %% ../../nbs/87_crossval.ipynb #71e218cb
 NOTEBOOKS = ("train", "explain")
 
 
@@ -46,7 +48,7 @@ def run_fold(
     for name in NOTEBOOKS:
         run_notebook(find_notebook(name), config.folder / f"fold-{fold}" / f"{name}.ipynb", {"config": str(path), "overrides": "", "fold": fold})
 
-# %% ../../nbs/87_crossval.ipynb #3ee0289b
+# %% ../../nbs/87_crossval.ipynb #616a7873
 @dataclass(frozen=True)
 class Study:
     "A cross-validation as it stands."
@@ -77,10 +79,12 @@ def cross_validate(
     **options: Any,                      # of submitit's executor, such as slurm_partition="gpu", gpus_per_node=1
 ) -> Study:                              # what is finished, what failed, and the report
     "Train, test and explain folds, each in a process and a notebook of its own, and report on all; finished folds are kept."
-    open_experiment(config)
+    check_experiment(config)
+    check_launcher(launcher, options)
     cohort = load_cohort(config)
     total = len(make_splits(cohort.table, config.split, config.seed))
     chosen = _chosen(config, total, folds)
+    open_experiment(config)
     save_config(config, config.folder / "study" / "config.yaml")
     jobs = [Job(f"fold-{fold}", run_fold, (config, fold)) for fold in chosen if not is_finished(config, fold)]
     outcomes = launch(jobs, config.folder / "study" / "logs", launcher, at_once, **options)
@@ -92,7 +96,7 @@ def cross_validate(
         save_figures(figures, config.folder / "study" / "figures")
     return Study(report, finished, [outcome for outcome in outcomes if outcome.failed])
 
-# %% ../../nbs/87_crossval.ipynb #3b15aff3
+# %% ../../nbs/87_crossval.ipynb #47f4f557
 def read_options(
     texts: Sequence[str],  # such as ["slurm_partition=gpu", "gpus_per_node=1"]
 ) -> dict[str, str | int]:  # keywords for `cross_validate`

@@ -21,7 +21,7 @@ from ..data.cohorts import Cohort
 from ..data.splits import make_splits
 from ..data.volumes import get_grid, load_map, load_volume
 from ..errors import ConfigError
-from ..evaluation.performance import auc_table, cautions
+from ..evaluation.performance import FEW, auc_table, cautions
 from .explain import (
     enrichments, explanation_figures, mean_relevance, read_explanations, read_group, region_volumes)
 from .folder import (
@@ -91,16 +91,17 @@ def _prediction_section(config: ExperimentConfig, folders: list[Path]) -> Sectio
         lines = [f"{name.replace('_', ' ')} {low:.2f} to {high:.2f}" for name, (low, high) in intervals.items()]
         words = ["Each comparison takes the test scans of two groups. Sensitivity is the share of patients that are recognised, "
                  "specificity that of controls, both at a probability of 0.5.",
-                 f"95 % intervals of the AUC, over persons: {'; '.join(lines)}.", *words]
+                 f"95 % intervals of the AUC over persons, by Newcombe's method: {'; '.join(lines)}.", *words]
     return Section("Predictions for unseen scans", [
         Text("\n\n".join(words)), Table(table, "Metrics of the test scans.", formats=_METRICS, names=_NAMES),
         *_figures(training_figures(config, folders))])
 
-# %% ../../nbs/84_report.ipynb #0af2f59d
+# %% ../../nbs/84_report.ipynb #01e78472
 _STUDY = {  # table: title of its section, caption
     "metrics": (
         "Metrics with intervals", "Mean and standard deviation over folds, and the value for all test persons together (pooled) with "
-        "a 95 % interval over persons, who are drawn with all their scans."),
+        "a 95 % interval over persons: Newcombe's for the AUC, of drawn persons for the rest. Pooling puts networks of different folds "
+        "together. PPV and NPV hold where patients are as frequent as here."),
     "calibration": (
         "Does the likelihood hold?", "Brier score, log-loss and expected calibration error of the network's probability and of the "
         "calibrated likelihood, for all patients against all controls, with 95 % intervals over persons; less is better."),
@@ -244,6 +245,17 @@ def _warnings(config: ExperimentConfig, cohort: Cohort, trained: list[Path]) -> 
     "What a reader must know before the numbers."
     total = len(make_splits(cohort.table, config.split, config.seed))
     words = [f"{len(trained)} of {total} folds {'is' if len(trained) == 1 else 'are'} trained and tested."] if len(trained) < total else []
+    for folder in trained:
+        if (folder / "calibration.json").exists():
+            fitted = read_json(folder / "calibration.json")
+            if fitted["persons"] < FEW:
+                words.append(f"The likelihoods of {folder.name} are calibrated on {fitted['scans']} scans of {fitted['persons']} persons only: "
+                             "they may be far off.")
+    baselines = study_tables(config, trained, cohort).get("baselines")
+    if baselines is not None:
+        better = baselines[(baselines.difference < 0) & (baselines.p < 0.05)]
+        words += [f"The network is worse than {row.against.replace('_', ' ')} alone: AUC {row.network:.2f} against {row.other:.2f} for {row.comparison} "
+                  f"(p = {row.p:.2g})." for row in better.itertuples()]
     if config.task.kind == "classification":
         scans = pooled_predictions(config, trained)
         words += cautions(config.task, scans, task_metrics(config.task, scans, scans))

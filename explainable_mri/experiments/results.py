@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tested_scans', 'fold_table', 'misclassified', 'study_tables', 'hash_table', 'study_figures']
 
-# %% ../../nbs/83_results.ipynb #29a422a5
+# %% ../../nbs/83_results.ipynb #7b44f2ed
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..report.figures import plot_precision_recall, plot_reliability, plot_roc
 from ..tasks import prediction_columns, predicted_labels
 from ..training.checkpoints import best_epoch, read_history
 
-# %% ../../nbs/83_results.ipynb #c7e0c0af
+# %% ../../nbs/83_results.ipynb #d0855bf7
 def _with_baselines(folder: Path) -> pd.DataFrame:
     "The test predictions of a fold, with those of the baselines and the class that is called."
     scans = read_predictions([folder])
@@ -45,7 +45,7 @@ def tested_scans(
     own = [name for name in cohort.table if name not in scans or name in ("subject", "session")]
     return scans.merge(cohort.table[own], on=["subject", "session"], how="left", validate="many_to_one")
 
-# %% ../../nbs/83_results.ipynb #64ef2cea
+# %% ../../nbs/83_results.ipynb #c4df6ae8
 def fold_table(
     config: ExperimentConfig,  # the experiment
     folders: list[Path],       # folders of trained folds
@@ -74,10 +74,11 @@ def misclassified(
     truth = np.array(config.task.outputs)[config.task.labels(scans)]
     known = [name for name in ("likelihood", "age", "sex") if name in scans]
     wrong = scans.assign(called=called)[called != truth]
-    surest = (wrong[columns] - 0.5).abs().max(axis=1).sort_values(ascending=False).index[:most]
+    said = np.maximum(wrong[columns[0]], 1 - wrong[columns[0]]) if len(columns) == 1 else wrong[columns].max(axis=1)
+    surest = said.sort_values(ascending=False, kind="stable").index[:most]
     return wrong.loc[surest, ["subject", "session", "group", "called", *columns, *known, "fold"]]
 
-# %% ../../nbs/83_results.ipynb #dfe1884e
+# %% ../../nbs/83_results.ipynb #c13f1973
 def _make_tables(config: ExperimentConfig, folders: list[Path], scans: pd.DataFrame) -> dict[str, pd.DataFrame]:
     "All tables that apply."
     settings, task = config.evaluation, config.task
@@ -103,17 +104,25 @@ def study_tables(
     made_from = {"settings": config.evaluation.model_dump(mode="json"), "seed": config.seed,
                  "folds": {folder.name: hash_file(folder / "files.json") for folder in folders},
                  "columns": hash_table(scans[[name for name in config.evaluation.subgroups if name in scans]])}
-    if (place / "made_from.json").exists() and read_json(place / "made_from.json") == made_from:
+    if (place / "made_from.json").exists() and _is_current(place, made_from):
         return {path.stem: pd.read_csv(path, dtype={"subject": str, "session": str}, keep_default_na=False, na_values=[""])
                 for path in sorted(place.glob("*.csv"))}
-    (place / "made_from.json").unlink(missing_ok=True)
+    for path in (place / "made_from.json", *place.glob("*.csv"), *place.glob("*.tex")):
+        path.unlink(missing_ok=True)
     tables = _make_tables(config, folders, scans)
     for name, table in tables.items():
         write_table(table, place / f"{name}.csv")
         with replacing(place / f"{name}.tex") as partial:
             table.to_latex(partial, index=False, float_format="%.3f", escape=True, na_rep="")
-    write_json(made_from, place / "made_from.json")
+    write_json(made_from | {"files": {path.name: hash_file(path) for path in sorted(place.glob("*.csv"))}}, place / "made_from.json")
     return tables
+
+
+def _is_current(place: Path, made_from: dict) -> bool:
+    "Tell whether the tables are there as they were written, and made of the same."
+    stored = read_json(place / "made_from.json")
+    files = stored.pop("files", {})
+    return stored == made_from and {path.name: hash_file(path) for path in sorted(place.glob("*.csv"))} == files
 
 
 def hash_table(
@@ -122,7 +131,7 @@ def hash_table(
     "Tell tables apart."
     return f"{int(pd.util.hash_pandas_object(table.astype(str), index=False).sum()) & (2**64 - 1):016x}"
 
-# %% ../../nbs/83_results.ipynb #daa02d9b
+# %% ../../nbs/83_results.ipynb #e3b34f5a
 def study_figures(
     config: ExperimentConfig,  # the experiment
     folders: list[Path],       # folders of its trained folds

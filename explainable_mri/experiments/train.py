@@ -21,7 +21,7 @@ from ..data.axes import get_axes
 from ..data.cache import load_volumes, residual_maps
 from ..data.cohorts import Cohort
 from ..data.datasets import ScanDataset
-from ..data.residuals import ResidualModel, check_sizes
+from ..data.residuals import CovariateError, ResidualModel, check_sizes
 from ..data.splits import Split
 from ..data.transforms import build_transforms
 from ..data.volumes import Grid, VolumeError, get_grid
@@ -68,7 +68,11 @@ def fit_residuals(
     "Fit the residual model on the controls of the training part."
     controls = split.train[cohort.table.group.iloc[split.train].isin(config.task.control_groups)]
     model = ResidualModel(config.covariates, impute=_imputes(config.cohort))
-    return model.fit((volumes[row] for row in controls), cohort.table.iloc[controls])
+    try:
+        return model.fit((volumes[row] for row in controls), cohort.table.iloc[controls])
+    except CovariateError as error:
+        raise CovariateError(f"{error} These are the {len(controls)} scans of controls in the training part of this fold: fewer folds, another seed or "
+                             "more scans help, too.") from None
 
 # %% ../../nbs/81_train.ipynb #003cd590
 def learn_covariates(
