@@ -151,12 +151,12 @@ def check_announced(
             offset, dims = struct.unpack(f"{order}f", start[108:112])[0], struct.unpack(f"{order}8h", start[40:56])
         elif order == ">" and path.name.lower().endswith((".mgz", ".mgh")) and len(start) >= 20:
             offset, dims = 0, (4, *struct.unpack(">4i", start[4:20]))
-            if start[28:30] != b"\0\1":  # nibabel would take FreeSurfer's default axes
-                raise VolumeError(f"{path}: the header does not say how the image lies in space (its goodRASFlag is not 1), so left and "
-                                  "right cannot be told apart. Convert the file from its source again.")
         else:
             continue
         _check_sizes(path, dims, offset, start)
+        if path.name.lower().endswith((".mgz", ".mgh")) and start[28:30] != b"\0\1":  # nibabel would take FreeSurfer's default axes
+            raise VolumeError(f"{path}: the header does not say how the image lies in space (its goodRASFlag is not 1), so left and "
+                              "right cannot be told apart. Convert the file from its source again.")
         return
 
 

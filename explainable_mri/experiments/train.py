@@ -166,7 +166,7 @@ def train_fold(
 def _test(config: ExperimentConfig, table: pd.DataFrame, split: Split, maps: np.ndarray, folder: Path) -> None:
     "Write predictions of validation and test scans, likelihoods, figures and, last of all, the metrics of the test scans."
     model = load_model(folder)
-    validation, test = (_predict(config, model, table.iloc[rows], maps[rows]) for rows in (split.validation, split.test))
+    validation, test = (_predicted_scans(config, model, table.iloc[rows], maps[rows]) for rows in (split.validation, split.test))
     write_table(validation, folder / "validation.csv")
     write_table(test.join(_likelihoods(config, validation, test, folder)), folder / "predictions.csv")
     write_table(_baselines(config, table, split, maps), folder / "baselines.csv")
@@ -179,7 +179,7 @@ _FINISHED = ["best.ckpt", "split.csv", "history.csv", "validation.csv", "calibra
              "environment.json"]
 
 
-def _predict(config: ExperimentConfig, model: Model, table: pd.DataFrame, maps: np.ndarray) -> pd.DataFrame:
+def _predicted_scans(config: ExperimentConfig, model: Model, table: pd.DataFrame, maps: np.ndarray) -> pd.DataFrame:
     "Scans with what the model says of each, and what is the case where that is a number."
     values = model.predict_maps(maps, config.training.batch_size, model.second_input(table))
     predicted = prediction_table(config.task, values, table.index)
