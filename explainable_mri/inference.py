@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from .analysis.regions import region_table
@@ -225,7 +226,12 @@ def _task(classes: Sequence[str] | Mapping[str, Sequence[str]] | None, task: Cla
         return task
     if isinstance(classes, str) or len(classes) < 2:
         raise ModelError(f"A model needs the names of two classes or more, such as classes=['CN', 'AD'], not {classes!r}.")
-    return Classification(classes={name: list(classes[name]) if isinstance(classes, Mapping) else [name] for name in classes})
+    if len(set(classes)) < len(classes):
+        raise ModelError(f"Each class needs a name of its own, but there are {', '.join(map(str, classes))}.")
+    try:
+        return Classification(classes={name: list(classes[name]) if isinstance(classes, Mapping) else [name] for name in classes})
+    except ValidationError as error:
+        raise ModelError(f"These are no classes made of groups: {error.errors()[0]['msg']}.") from None
 
 
 class Model:
@@ -609,6 +615,9 @@ def load_model(
     classes: Sequence[str] | None = None,  # names of a Keras network's outputs
 ) -> Model:                          # the model, on the CPU
     "Load a model; raises `ModelError`, `CheckpointError` or `KerasError` that says what is wrong with the file."
+    if not isinstance(path, str | os.PathLike):
+        raise ModelError(f"A model is loaded from the path of a folder or file, not from {type(path).__name__}. "
+                         "Anybody's network becomes one with Model(...).")
     path = Path(path)
     if path.is_dir():
         if (path / "best.ckpt").exists():

@@ -148,14 +148,14 @@ def output_index(
 ) -> int | None:                        # its number, counted from 0
     "The output that a name or number means; raises `ConfigError` where there is none."
     names = task.outputs
-    if target is None or isinstance(target, bool):
+    if target is None:
         return None
     if isinstance(target, str) and target in names:
         return names.index(target)
     groups = [number for number, members in enumerate(getattr(task, "classes", {}).values()) if target in members]
     if groups:
         return groups[0]
-    if isinstance(target, int) and 0 <= target < len(names):
+    if isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(names):
         return target
     hint = suggest(str(target), names) if isinstance(target, str) else f"Choose from 0 to {len(names) - 1}: {', '.join(names)}."
     raise ConfigError(f"The network has no output {target!r}. {hint}")

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['find_notebook', 'run_notebook', 'Job', 'Outcome', 'check_launcher', 'launch']
 
-# %% ../../nbs/86_launch.ipynb #cb50ffe5
+# %% ../../nbs/86_launch.ipynb #dfc59116
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from ..environment import optional_import, progress_bar
 from ..errors import ConfigError
 from ..files import replacing
 
-# %% ../../nbs/86_launch.ipynb #13f2403b
+# %% ../../nbs/86_launch.ipynb #c8752ce4
 def find_notebook(
     name: str,  # such as train
 ) -> Path:      # the notebook
@@ -48,7 +49,7 @@ def run_notebook(
     failed.unlink(missing_ok=True)
     return out
 
-# %% ../../nbs/86_launch.ipynb #5bf1f729
+# %% ../../nbs/86_launch.ipynb #dd51ba42
 @dataclass(frozen=True)
 class Job:
     "Something to run in a process of its own."
@@ -88,15 +89,31 @@ def _executor(launcher: str, folder: Path, options: dict[str, Any]) -> Any:
     executor.update_parameters(**({"timeout_min": 60 * 24 * 7} | options))
     return executor
 
-# %% ../../nbs/86_launch.ipynb #177b18fc
+# %% ../../nbs/86_launch.ipynb #0f9f0455
+_NOISE = (" ", "-", "Traceback", "submitit", "═", "Job (", "You can check", "File ", "Unable to parse", "Passed unknown", "[IPKernelApp]")
+
+
 def _outcome(job: Job, running: Any) -> Outcome:
     "Wait for a job, and say how it ended."
     error, log = running.exception(), Path(running.paths.stderr)
     if error is None:
         return Outcome(job.name, False, log)
     lines = [line for line in str(error).splitlines() + (log.read_text(errors="replace").splitlines() if log.exists() else []) if line.strip()]
-    words = dict.fromkeys(line for line in lines if not line.startswith((" ", "-", "Traceback", "submitit", "═", "Job (", "You can check", "File ", "Unable to parse", "Passed unknown", "[IPKernelApp]")))
+    words = dict.fromkeys(line for line in lines if not line.startswith(_NOISE))
     return Outcome(job.name, True, log, "\n".join([*(words or lines)][-4:]))
+
+
+@contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    "Let processes that start meanwhile write their errors to a file: submitit's own end in a traceback when they are stopped."
+    saved = os.dup(2)
+    try:
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def launch(
@@ -114,7 +131,8 @@ def launch(
             while waiting or running:
                 while waiting and len(running) < limit:
                     job = waiting.pop(0)
-                    running[job.name] = (job, executor.submit(job.function, *job.arguments))
+                    with _stderr_to(Path(folder, "launcher.log")):
+                        running[job.name] = (job, executor.submit(job.function, *job.arguments))
                 for name, (job, handle) in [*running.items()]:
                     if handle.done():
                         outcomes[name] = _outcome(job, handle)

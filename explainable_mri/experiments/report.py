@@ -254,8 +254,8 @@ def _warnings(config: ExperimentConfig, cohort: Cohort, trained: list[Path]) -> 
     baselines = study_tables(config, trained, cohort).get("baselines")
     if baselines is not None:
         better = baselines[(baselines.difference < 0) & (baselines.p < 0.05)]
-        words += [f"The network is worse than {row.against.replace('_', ' ')} alone: AUC {row.network:.2f} against {row.other:.2f} for {row.comparison} "
-                  f"(p = {row.p:.2g})." for row in better.itertuples()]
+        words += [f"The network is worse than {row.against.replace('_', ' ')} alone: AUC {row.network:.2f} against {row.other:.2f} "
+                  f"for {row.comparison} (p = {row.p:.2g})." for row in better.itertuples()]
     if config.task.kind == "classification":
         scans = pooled_predictions(config, trained)
         words += cautions(config.task, scans, task_metrics(config.task, scans, scans))

@@ -71,8 +71,8 @@ def fit_residuals(
     try:
         return model.fit((volumes[row] for row in controls), cohort.table.iloc[controls])
     except CovariateError as error:
-        raise CovariateError(f"{error} These are the {len(controls)} scans of controls in the training part of this fold: fewer folds, another seed or "
-                             "more scans help, too.") from None
+        raise CovariateError(f"{error} These are the {len(controls)} scans of controls in the training part of this fold: "
+                             "fewer folds, another seed or more scans help, too.") from None
 
 # %% ../../nbs/81_train.ipynb #003cd590
 def learn_covariates(
@@ -132,6 +132,7 @@ def train_fold(
     folder = config.folder / f"fold-{fold}"
     cohort = load_cohort(config)
     split = split_cohort(config, cohort, fold)
+    _check_subgroups(config, cohort)
     if (folder / "last.ckpt").exists():
         check_inputs(config, cohort, fold)
     if (folder / "metrics.json").exists():
@@ -209,6 +210,14 @@ def _baselines(config: ExperimentConfig, table: pd.DataFrame, split: Split, maps
             values = fit_baseline(component.build(BASELINES, maps, grid), labels, table.subject, split.train, seed=config.seed)
             found = found.join(prediction_table(config.task, values, table.index).add_prefix(f"{component.name} "))
     return found
+
+
+def _check_subgroups(config: ExperimentConfig, cohort: Cohort) -> None:
+    "Raise `ConfigError` for a subgroup's column that the cohort lacks, or that tells persons or groups; the default may be absent."
+    if config.evaluation.subgroups != type(config.evaluation)().subgroups:
+        columns = [str(name) for name in cohort.table if name not in SCAN]
+        if wrong := [name for name in config.evaluation.subgroups if name not in columns]:
+            raise ConfigError(f"evaluation.subgroups names '{wrong[0]}', by which the cohort cannot be divided. {suggest(wrong[0], columns)}")
 
 # %% ../../nbs/81_train.ipynb #3a010d59
 def read_predictions(
