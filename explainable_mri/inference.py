@@ -443,6 +443,18 @@ def _check_covariates(model: Model, given: Mapping[str, Any]) -> list[str]:
             raise ModelError(f"The model knows no covariate '{name}'. Did you mean '{near[0]}'? It uses {', '.join(needed)}.")
     return [f"The covariate '{name}' is not used: the model has no use for it." for name in surplus]
 
+# %% ../nbs/59_inference.ipynb #16a20f10
+_FAR = 4  # standard deviations from the mean of those whom the residual model was fitted on
+
+
+def _far_covariates(model: Model, given: Mapping[str, Any]) -> list[str]:
+    "Notes on numbers far from those that the residual model was fitted on."
+    encoding = model.residuals.design_.encoding if isinstance(model.residuals, ResidualModel) else {}
+    known = {name: values for name, values in encoding.items() if len(values) == 2 and all(isinstance(one, float) for one in values)}
+    return [f"The covariate '{name}' is {given[name]:g}, far from those that the residual model was fitted on (mean {mean:.3g}, standard "
+            f"deviation {deviation:.2g}); the prediction is a guess." for name, (mean, deviation) in known.items()
+            if isinstance(given.get(name), (int, float, np.number)) and abs(given[name] - mean) > _FAR * deviation]
+
 # %% ../nbs/59_inference.ipynb #7e305f50
 @dataclass(frozen=True, eq=False)
 class _OneScan:
@@ -462,7 +474,7 @@ def _one(model: Model, scan: Any, covariates: Mapping[str, Any] | None, resample
     if any(unlike) and not any_scale and is_another_scale(model.residuals, volume.array):
         raise ModelError(f"{volume.source or 'The scan'}: {unlike[0]} Prepare it as the scans of the training were, or say "
                          "any_scale=True where its values are meant to be so.")
-    notes = [*volume.notes, *unused, *filter(None, unlike)]
+    notes = [*volume.notes, *unused, *_far_covariates(model, covariates or {}), *filter(None, unlike)]
     if unused:
         warnings.warn(unused[0], stacklevel=4)
     needed = model.covariates.covariates if model.covariates else []
