@@ -10,6 +10,7 @@ large cohort consists of hard links to 40 different files. The result, a table, 
 """
 import argparse
 import datetime
+import importlib
 import json
 import os
 import platform
@@ -188,9 +189,8 @@ def work(peer: str, scans: int, batch_size: int, workers: int, epochs: int, watc
     import numpy as np
     import torch
 
-    import explainable_mri.data.transforms  # noqa: F401  imports are not part of the first epoch
-    import explainable_mri.data.cache  # noqa: F401
-    import explainable_mri.training.trainer  # noqa: F401
+    for name in ("data.transforms", "data.cache", "training.trainer"):  # imports are not part of the first epoch
+        importlib.import_module(f"explainable_mri.{name}")
 
     torch.set_num_threads(1)
     paths, sizes = make_scans(scans), [part.stop - part.start for part, _ in field_of_view()]

@@ -25,8 +25,6 @@ from .registry import BASELINES, COHORTS, EXPLAINERS, LOSSES, MEASURES, NETWORKS
 _REMEDIES = {
     errno.ENOSPC: "The disk is full. Make room, and run the same command again.",
     errno.EDQUOT: "Your quota of disk space is used up. Make room, and run the same command again.",
-    errno.EFBIG: "Files of this size may not be written here. Choose another folder, or raise the limit with 'ulimit -f unlimited'.",
-    errno.ELOOP: "A link leads to itself. Mend it.",
     errno.EACCES: "There is no permission to read or write this. Choose another folder, or ask its owner.",
     errno.EPERM: "There is no permission to read or write this. Choose another folder, or ask its owner.",
     errno.EROFS: "This folder can only be read. Choose another folder for results, such as results=/home/me/results.",

@@ -10,7 +10,7 @@ __all__ = ['Component', 'NetworkConfig', 'CacheConfig', 'SplitConfig', 'Training
 # %% ../nbs/06_config.ipynb #5cf227ee
 import inspect
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .errors import ConfigError, suggest
 from .files import replacing
-from .registry import BASELINES, COHORTS, EXPLAINERS, LOSSES, MEASURES, NETWORKS, SPLITS, TRANSFORMS, Registry
+from .registry import BASELINES, COHORTS, EXPLAINERS, LOSSES, MEASURES, NETWORKS, SPLITS, Registry
 from .tasks import Classification, Task
 
 # %% ../nbs/06_config.ipynb #5de3d418
@@ -197,7 +197,12 @@ def describe_config(
 # %% ../nbs/06_config.ipynb #2400652e
 def _read_value(text: str) -> Any:
     "Read the right side of an override as YAML; numbers such as 1e-3, which YAML 1.1 takes for text, become numbers."
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "it is no YAML"
+        raise ConfigError(f"The override's value {text!r} cannot be read: {problem}. Put quotes around the whole KEY=VALUE, "
+                          "so that the shell does not cut it at a blank.") from None
     if isinstance(value, str):
         try:
             return float(value)

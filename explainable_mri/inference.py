@@ -32,7 +32,6 @@ from .data.cache import load_volumes, residual_maps
 from .data.cohorts import LIMITS
 from .data.residuals import Design, ResidualModel, check_sizes, is_another_scale
 from .data.volumes import GRIDS, Grid, Volume, get_grid, load_volume
-from .environment import progress_bar
 from .errors import ExplainableMRIError
 from .evaluation.calibration import Calibration, calibration_values, read_calibration
 from .explainers.base import (

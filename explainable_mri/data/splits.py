@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit
 
 from .performance import PerformanceError, _draws
 
@@ -24,8 +25,8 @@ _EDGE = 1e-6  # probabilities are kept this far from 0 and 1
 
 
 def _logit(probability: np.ndarray) -> np.ndarray:
-    inside = np.clip(probability, _EDGE, 1 - _EDGE)
-    return np.log(inside / (1 - inside))
+    "The logit of probabilities, kept finite."
+    return logit(np.clip(probability, _EDGE, 1 - _EDGE))
 
 
 def _fit_line(z: np.ndarray, truth: np.ndarray, intercept: bool) -> list[float]:
@@ -67,7 +68,7 @@ class Curve:
         if self.method == "isotonic":
             return np.interp(probability, *self.values)
         slope, intercept = self.values
-        return 1 / (1 + np.exp(-(slope * _logit(probability) + intercept)))
+        return expit(slope * _logit(probability) + intercept)
 
 
 def fit_curve(

@@ -13,7 +13,7 @@ import pandas as pd
 
 from .calibration import calibration_metrics
 from .performance import _draws, auc_interval, bootstrap_intervals, compare_auc
-from ..tasks import Classification, Regression, prediction_columns
+from ..tasks import Classification, Regression
 from ..training.metrics import binary_metrics, task_metrics
 
 # %% ../../nbs/68_summaries.ipynb #8b1efe0f

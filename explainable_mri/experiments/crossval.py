@@ -14,12 +14,10 @@ from typing import Any, Literal
 from ..config import ExperimentConfig, save_config
 from ..data.splits import make_splits
 from ..errors import ConfigError
-from .folder import (
-    check_experiment, check_seal, load_cohort, open_experiment, save_figures)
+from .folder import check_experiment, check_seal, load_cohort, open_experiment
 from .launch import (
     Job, Outcome, check_launcher, find_notebook, launch, run_notebook)
 from .report import write_experiment_report
-from .results import study_figures
 from ..files import read_json
 
 # %% ../../nbs/87_crossval.ipynb #71e218cb
@@ -89,11 +87,7 @@ def cross_validate(
     jobs = [Job(f"fold-{fold}", run_fold, (config, fold)) for fold in chosen if not is_finished(config, fold)]
     outcomes = launch(jobs, config.folder / "study" / "logs", launcher, at_once, **options)
     finished = [fold for fold in range(1, total + 1) if is_finished(config, fold)]
-    report = None
-    if finished:
-        report = write_experiment_report(config)
-        figures = study_figures(config, [config.folder / f"fold-{fold}" for fold in finished], cohort)
-        save_figures(figures, config.folder / "study" / "figures")
+    report = write_experiment_report(config) if finished else None
     return Study(report, finished, [outcome for outcome in outcomes if outcome.failed])
 
 # %% ../../nbs/87_crossval.ipynb #47f4f557

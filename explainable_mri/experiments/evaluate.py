@@ -20,15 +20,15 @@ from ..data.identity import identity_key
 from ..data.tables import TableError, place, read_table, to_numbers
 from ..data.volumes import get_grid, save_volume
 from ..environment import progress_bar
-from ..errors import ConfigError, suggest
+from ..errors import ConfigError, ExplainableMRIError, suggest
 from ..evaluation.calibration import LIKELIHOOD
 from ..evaluation.summaries import calibration_table, metric_table, subgroup_table
 from .folder import SCAN, all_covariates, fold_number, read_scans, trained_folds, write_table
 from .report import recorded_config
 from ..files import hash_file, read_json, safe_name, write_json
 from ..inference import Model, load_model
-from ..registry import COHORTS
-from ..tasks import prediction_columns, prediction_table
+from ..registry import COHORTS, EXPLAINERS
+from ..tasks import output_index, prediction_table
 
 # %% ../../nbs/88_evaluate.ipynb #e00230ee
 def _unseen(cohort: Cohort, folders: list[Path]) -> tuple[pd.DataFrame, list[str]]:
@@ -122,6 +122,9 @@ def predict_scans(
 ) -> pd.DataFrame:  # path, predictions, likelihoods, relevance_map, notes, error; a row a scan
     "Predict new scans, and explain them; scans that are done are kept, those that fail are named."
     model, out, rows = load_model(path), Path(out), []
+    if method is not None:
+        EXPLAINERS[method]  # a wrong name is one mistake, not one of every scan
+        output_index(model.task, target)
     made_by = {"model": model.provenance.get("sha256"), "method": method, "target": target}
     for scan in progress_bar(table.to_dict("records"), desc="Predicting", unit="scan"):
         name = safe_name(str(Path(scan["path"]).resolve()).strip("/"))
@@ -131,7 +134,7 @@ def predict_scans(
         if done.get("made_from") != known or done["row"].get("error"):
             try:
                 row = _answer(model, scan, name, out, method, target)
-            except (ValueError, OSError) as error:  # the errors of this package for scans and covariates are ValueErrors
+            except (ExplainableMRIError, OSError) as error:
                 row = {"path": scan["path"], "error": str(error)}
             done = {"made_from": known, "row": row}
             write_json(done, out / f"{name}.json")

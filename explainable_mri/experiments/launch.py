@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import explainable_mri
 from ..environment import optional_import, progress_bar
 from ..errors import ConfigError
 from ..files import replacing
@@ -23,8 +24,8 @@ def find_notebook(
     name: str,  # such as train
 ) -> Path:      # the notebook
     "A notebook of the book that papermill runs; raises `ConfigError` where there is none."
-    package = Path(__file__).parents[1] if "__file__" in globals() else Path.cwd()
-    for folder in (package / "notebooks", package.parent / "nbs", Path.cwd() / "nbs", Path.cwd()):
+    package = Path(explainable_mri.__file__).parent
+    for folder in (package / "notebooks", package.parent / "nbs", Path.cwd() / "nbs"):
         if (folder / f"{name}.ipynb").is_file():
             return folder / f"{name}.ipynb"
     raise ConfigError(f"There is no notebook {name}.ipynb beside the package or in {Path.cwd() / 'nbs'}. Install the package again.")

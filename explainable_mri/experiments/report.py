@@ -25,7 +25,7 @@ from ..evaluation.performance import FEW, auc_table, cautions
 from .explain import (
     enrichments, explanation_figures, mean_relevance, read_explanations, read_group, region_volumes)
 from .folder import (
-    check_experiment, check_inputs, check_seal, explained_folds, fold_number, load_cohort, trained_folds)
+    check_experiment, check_inputs, check_seal, explained_folds, fold_number, load_cohort, save_figures, trained_folds)
 from .results import study_figures, study_tables
 from .train import metrics_table, pooled_predictions, training_figures
 from ..files import read_json
@@ -139,9 +139,9 @@ def _metric_cells(table: pd.DataFrame) -> pd.DataFrame:
                          "mean ± sd over folds": spread, "pooled (95 % interval)": pooled, "persons": table.persons, "scans": table.scans})
 
 
-def _study_sections(config: ExperimentConfig, folders: list[Path], cohort: Cohort) -> list[Section]:
+def _study_sections(tables: dict[str, pd.DataFrame], figures: dict[str, matplotlib.figure.Figure]) -> list[Section]:
     "The tables and figures of a study, each in a section of its own."
-    tables, figures, sections = study_tables(config, folders, cohort), study_figures(config, folders, cohort), []
+    sections = []
     shown = {"metrics": ["roc with bands", "precision and recall"], "calibration": ["reliability"]}
     for name, (title, caption) in _STUDY.items():
         if name in tables:
@@ -241,7 +241,7 @@ def _key_figures(config: ExperimentConfig, trained: list[Path], scans: pd.DataFr
     return KeyFigures(figures)
 
 
-def _warnings(config: ExperimentConfig, cohort: Cohort, trained: list[Path]) -> list[str]:
+def _warnings(config: ExperimentConfig, cohort: Cohort, trained: list[Path], tables: dict[str, pd.DataFrame]) -> list[str]:
     "What a reader must know before the numbers."
     total = len(make_splits(cohort.table, config.split, config.seed))
     words = [f"{len(trained)} of {total} folds {'is' if len(trained) == 1 else 'are'} trained and tested."] if len(trained) < total else []
@@ -251,7 +251,7 @@ def _warnings(config: ExperimentConfig, cohort: Cohort, trained: list[Path]) -> 
             if fitted["persons"] < FEW:
                 words.append(f"The likelihoods of {folder.name} are calibrated on {fitted['scans']} scans of {fitted['persons']} persons only: "
                              "they may be far off.")
-    baselines = study_tables(config, trained, cohort).get("baselines")
+    baselines = tables.get("baselines")
     if baselines is not None:
         better = baselines[(baselines.difference < 0) & (baselines.p < 0.05)]
         words += [f"The network is worse than {row.against.replace('_', ' ')} alone: AUC {row.network:.2f} against {row.other:.2f} "
@@ -270,7 +270,9 @@ def write_experiment_report(
     trained, explained, cohort = trained_folds(config), explained_folds(config), load_cohort(config)
     for folder in trained:
         check_inputs(config, cohort, fold_number(folder))
-    sections = [_cohort_section(config, cohort), _prediction_section(config, trained), *_study_sections(config, trained, cohort)]
+    tables, drawn = study_tables(config, trained, cohort), study_figures(config, trained, cohort)
+    save_figures(drawn, config.folder / "study" / "figures")
+    sections = [_cohort_section(config, cohort), _prediction_section(config, trained), *_study_sections(tables, drawn)]
     scans = read_explanations(explained) if explained else None
     if scans is not None:
         figures = explanation_figures(config, explained)
@@ -278,7 +280,7 @@ def write_experiment_report(
         if enrichments(scans):
             sections.append(_truth_section(scans, figures))
         sections.append(_example_section(config, scans))
-    warnings = _warnings(config, cohort, trained)
+    warnings = _warnings(config, cohort, trained, tables)
     simulated = " (simulated cohort)" if "truth" in cohort.table else ""
     return write_report(
         config.folder / "report.html", f"Experiment {config.name}{simulated}", sections, experiment=config.name,

@@ -6,6 +6,7 @@
 __all__ = ['tested_scans', 'fold_table', 'misclassified', 'study_tables', 'hash_table', 'study_figures']
 
 # %% ../../nbs/83_results.ipynb #7b44f2ed
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def study_tables(
     place, scans = config.folder / "study", tested_scans(folders, cohort)
     made_from = {"settings": config.evaluation.model_dump(mode="json"), "seed": config.seed,
                  "folds": {folder.name: hash_file(folder / "files.json") for folder in folders},
-                 "columns": hash_table(scans[[name for name in config.evaluation.subgroups if name in scans]])}
+                 "columns": hash_table(scans[["subject", "session", *(name for name in config.evaluation.subgroups if name in scans)]])}
     if (place / "made_from.json").exists() and _is_current(place, made_from):
         return {path.stem: pd.read_csv(path, dtype={"subject": str, "session": str}, keep_default_na=False, na_values=[""])
                 for path in sorted(place.glob("*.csv"))}
@@ -129,7 +130,7 @@ def hash_table(
     table: pd.DataFrame,  # any table
 ) -> str:                 # a hash of its values
     "Tell tables apart."
-    return f"{int(pd.util.hash_pandas_object(table.astype(str), index=False).sum()) & (2**64 - 1):016x}"
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
 # %% ../../nbs/83_results.ipynb #e3b34f5a
 def study_figures(

@@ -14,12 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from ..environment import keep_freed_memory
 from ..errors import suggest
 from .base import BaseExplainer, Convention, ExplainerError, Output, check_convention, network_logits
 from .lrp_canonizers import merged_layer
 from .lrp_composites import COMPOSITES, KINDS, Composite, read_composite, read_rule
 from .lrp_graph import Graph, Step, TraceError, operation, recorded, recording
-from .lrp_kernels import FastConvolutions, bounding_box, fast_layout, is_large, keep_freed_memory
+from .lrp_kernels import FastConvolutions, bounding_box, fast_layout, is_large
 from .lrp_layers import Box, Elementwise, LinearLayer, Operation
 from .lrp_rules import RULES, Pass, Rule
 from ..registry import EXPLAINERS

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..environment import keep_freed_memory
-from .lrp_layers import _CONVOLVE, Box, Convolution, LinearLayer, Scale, along_channels, crop, cut
+from .lrp_layers import _CONVOLVE, Box, Convolution, Scale, along_channels, crop, cut
 
 # %% ../../nbs/46_lrp_kernels.ipynb #ae02dd98
 def _channels_last(dimensions: int) -> torch.memory_format:

@@ -8,7 +8,6 @@ __all__ = ['multiply_adds', 'training_memory', 'receptive_field', 'time_per_scan
 # %% ../../nbs/35_summary.ipynb #815ec701
 import copy
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -308,7 +308,7 @@ def plot_reliability(
     for (name, table), color in zip(tables.items(), _OTHER_COLORS * len(tables)):
         ax.errorbar(table.said, table.was, [table.was - table.low, table.high - table.was], fmt="o-", markersize=4, color=color, label=name)
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    ax.legend(loc="upper left", frameon=False)
+    ax.legend(loc="lower right", frameon=False)
     _label(ax, "what is said of a scan", "share of patients among such scans", title)
     return figure
 

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from ..config import Component
-from ..errors import ConfigError, ExplainableMRIError
+from ..errors import ExplainableMRIError
 from ..files import replacing
 from ..models.factory import without_imports
 from ..models.networks import build_network
