@@ -4,12 +4,16 @@
 
 # %% auto #0
 __all__ = ['COHORTS', 'SPLITS', 'TRANSFORMS', 'NETWORKS', 'LOSSES', 'EXPLAINERS', 'MEASURES', 'BASELINES', 'Registry', 'describe',
-           'register_family']
+           'register_family', 'without_imports', 'import_module']
 
 # %% ../nbs/03_registry.ipynb #fb5dbfdd
 import importlib
 import inspect
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -160,6 +164,39 @@ def _contains(self: Registry, name: str) -> bool:
 
 
 Registry.register_family, Registry.__contains__ = register_family, _contains
+
+# %% ../nbs/03_registry.ipynb #c132c03c
+_MAY_IMPORT = ContextVar("may_import", default=True)
+
+
+@contextmanager
+def without_imports() -> Iterator[None]:
+    "Let no name import a module for a while."
+    token = _MAY_IMPORT.set(False)
+    try:
+        yield
+    finally:
+        _MAY_IMPORT.reset(token)
+
+
+def import_module(
+    module: str,  # such as our_networks
+) -> Any:         # the module, from where Python looks or from the folder in which the command runs
+    "Import what a name leads to; raises `ConfigError` where that fails or may not be."
+    if module in sys.modules:
+        return sys.modules[module]
+    if not _MAY_IMPORT.get():
+        raise ConfigError(f"The network comes from the module '{module}', which is not imported, and a file may not import it. "
+                          f"If you trust it, run 'import {module}' first.")
+    here = os.getcwd()
+    sys.path.append(here)
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"The module '{module}' cannot be imported: {error}. Put {module.partition('.')[0]}.py into {here}, "
+                          "or install it into this environment.") from None
+    finally:
+        sys.path.remove(here)
 
 # %% ../nbs/03_registry.ipynb #8b53dbfd
 COHORTS = Registry("cohort", "data.phantom", "data.cohorts", "data.sources")

@@ -25,9 +25,8 @@ from torch import nn
 from ..config import Component
 from ..errors import ExplainableMRIError
 from ..files import replacing
-from ..models.factory import without_imports
 from ..models.networks import build_network
-from ..registry import NETWORKS
+from ..registry import NETWORKS, without_imports
 from ..tasks import Classification, Regression, Task
 
 # %% ../../nbs/42_checkpoints.ipynb #338090c3
