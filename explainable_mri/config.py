@@ -170,6 +170,13 @@ class ExperimentConfig(_Section):
     explanation: ExplanationConfig = Field(default_factory=ExplanationConfig, description="how it is explained")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="how its predictions are judged")
 
+    @model_validator(mode="after")
+    def _explain_the_number(self) -> "ExperimentConfig":
+        "A number that is estimated is the network's only output, so that no class has to be chosen."
+        if self.task.kind == "regression" and "target" not in self.explanation.model_fields_set:
+            self.explanation.target = None
+        return self
+
     @property
     def folder(self) -> Path:
         "Folder of the experiment's results, `results/NAME`."

@@ -65,7 +65,8 @@ class Registry:
             for pattern, finder in self._families.items():
                 if fnmatchcase(name, pattern):
                     return finder(name)
-            raise ConfigError(f"There is no {self.kind} named '{name}'. {suggest(name, self._builders)}")
+            own = f" One of your own is named module:Class: {':'.join(name.rsplit('.', 1))}." if "*:*" in self._families and "." in name else ""
+            raise ConfigError(f"There is no {self.kind} named '{name}'. {suggest(name, self._builders)}{own}")
         return self._builders[name]
 
     def build(

@@ -22,6 +22,7 @@ from ..environment import progress_bar
 from ..errors import ConfigError, suggest
 from ..files import hash_file, read_json, remove_partials, replacing, safe_name, write_json
 from ..registry import COHORTS
+from ..tasks import output_index
 
 # %% ../../nbs/80_folder.ipynb #dfddd2fd
 _CHANGEABLE = {"results": True, "explanation": True, "training": {"accelerator", "workers"}, "cache": {"folder", "limit_gb"},
@@ -48,6 +49,10 @@ def check_experiment(
 ) -> None:
     "Raise `ConfigError` for an unknown name, or where the experiment's folder holds the results of another one."
     check_names(config)
+    try:
+        output_index(config.task, config.explanation.target)
+    except ConfigError as error:
+        raise ConfigError(f"explanation.target: {error} null explains what is predicted.") from None
     path = config.folder / "config.yaml"
     if not any(config.folder.glob("fold-*/last.ckpt")) or not path.exists():
         return

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..config import Component
 from ..errors import ConfigError, suggest
@@ -41,24 +42,34 @@ class FirstOutput(nn.Module):
         return self.network(volumes)[0]
 
 
-def _shape_of_outputs(network: nn.Module, input_shape: Sequence[int]) -> Any:
-    "The shape of what a network returns for two scans; a list of shapes where it returns several tensors."
+class _LastStep(TorchDispatchMode):
+    "Remembers which of PyTorch's operations ran last."
+
+    name = ""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.name = operation.name()
+        return operation(*args, **(kwargs or {}))
+
+
+def _try_network(network: nn.Module, input_shape: Sequence[int]) -> tuple[Any, str]:
+    "The shape of what a network returns for two scans, a list of shapes where it returns several tensors; and its last operation."
     modes = {module: module.training for module in network.modules()}
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
     try:
         logger.setLevel(logging.CRITICAL)  # the caller says what is wrong
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True), _LastStep() as last, torch.no_grad():
             result = network.eval()(torch.zeros(2, 1, *input_shape))
     finally:
         logger.setLevel(level)
         for module, training in modes.items():
             module.training = training
     if isinstance(result, (tuple, list)) and result:
-        return [tuple(one.shape) for one in result if isinstance(one, torch.Tensor)]
-    return tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+        return [tuple(one.shape) for one in result if isinstance(one, torch.Tensor)], ""
+    return tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__, last.name
 
-
+# %% ../../nbs/33_factory.ipynb #d733bcba
 def check_network(
     network: nn.Module,          # takes volumes (N, 1, x, y, z)
     name: str,                   # its name, for messages
@@ -67,7 +78,7 @@ def check_network(
 ) -> nn.Module:                  # the same, or one that gives the first of several outputs
     "Raise `ConfigError` for a network that does not give (N, classes) for scans of this size."
     try:
-        found = _shape_of_outputs(network, input_shape)
+        found, last = _try_network(network, input_shape)
     except Exception as error:  # whatever another's code raises
         size = "×".join(map(str, input_shape))
         reason = (str(error) or repr(error)).splitlines()[0]
@@ -78,6 +89,9 @@ def check_network(
     if found != (2, classes):
         raise ConfigError(f"The network '{name}' must return logits of shape (N, {classes}) for N scans, but it returns {found} for 2. "
                           "Choose a network that classifies, or set its outputs in model.params.")
+    if last in ("aten::_softmax", "aten::sigmoid"):
+        raise ConfigError(f"The network '{name}' ends in a {last.rpartition(':')[2].strip('_')}, and the loss takes logits: probabilities would "
+                          "be normalised twice, and relevance would not be that of the decision. Return what goes into it.")
     return network
 
 # %% ../../nbs/33_factory.ipynb #a96d4365
