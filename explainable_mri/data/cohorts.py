@@ -11,7 +11,10 @@ import filecmp
 import hashlib
 import inspect
 import os
+import re
+import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -132,7 +135,9 @@ def _check_numbers(table: pd.DataFrame, name: str, required: bool) -> Iterator[t
             yield row, f"{name} is '{given}', which is not a number{hint}"
         elif not low <= value <= high:
             hint = (f" (where it means that there is no value, say so, values: {{{name}: {{{value:g}: n/a}}}})"
-                    if value in codes else "")
+                    if value in codes else
+                    " (where a point separates thousands, say decimal: ',')"
+                    if low <= value * 1000 <= high and re.fullmatch(r"\d\.\d{3}", f"{value:g}") else "")
             yield row, f"{name} is {value:g}, expected {low:g} to {high:g} {unit}{hint}"
 
 
@@ -145,6 +150,10 @@ def _check_words(
             if required:
                 yield row, f"{name} is missing"
         elif choices is not None and value not in choices:
+            if name == "group" and (meant := _VAGUE.get(_plain(value))):
+                known = " or ".join(str(choice) for choice in choices)
+                yield row, f"group '{value}' may be {meant}. Say which it is here, values: {{group: {{{value}: …}}}}, one of {known}"
+                continue
             yield row, f"{name} '{value}' is unknown. {suggest(value, choices)}"
 
 # %% ../../nbs/15_cohorts.ipynb #4d13254d
@@ -266,6 +275,7 @@ def make_cohort(
     covariates, groups, grid = list(covariates), None if groups is None else list(groups), get_grid(grid)
     _require_columns(table, ["path", "subject", "group", *covariates], source)
     table, one_person = _one_spelling(_normalise(table, Path(folder)), source)
+    table, understood = _understand_words(table, groups, criteria)
     table, ignored = _ignore_groups(table, criteria, source)
     table, problems, taken = _understand(table, covariates, types)
     table, dropped = _drop_gaps(table, covariates, criteria, source)
@@ -276,39 +286,75 @@ def make_cohort(
     ]
     table, repeated, copies = (table, [], []) if files_checked else _settle_duplicates(table, criteria)
     if problems := [(row, text) for row, text in [*problems, *copies] if row in table.index]:
-        raise CohortError(source, [
-            f"{place(row)} ({table.at[row, 'subject']}): {_sentence(text)}"
-            for row, text in sorted(problems)
-        ])
+        raise CohortError(source, _tell(table, sorted(problems)))
     kept = _choose_visits(table, criteria.visits, source)
     notes = [
-        *notes, *one_person, *ignored, *taken, *dropped, *repeated, *_visit_notes(table, kept, criteria),
+        *notes, *one_person, *understood, *ignored, *taken, *dropped, *repeated, *_visit_notes(table, kept, criteria),
         *_gap_notes(kept, covariates)
     ]
     words = {name for name in covariates if not pd.api.types.is_numeric_dtype(kept[name])}
     return Cohort(
-        _convert_numbers(kept,
-                         {"path", "subject", "session", "group", "sex", *words}).reset_index(drop=True),
+        _convert_numbers(kept, {"path", "subject", "session", "group", "sex", *words}, types.decimal).reset_index(drop=True),
         grid, tuple(notes))
 
 # %% ../../nbs/15_cohorts.ipynb #c19a1f12
-_SEXES = {"f": "F", "female": "F", "woman": "F", "w": "F", "weiblich": "F", "frau": "F",
-          "m": "M", "male": "M", "man": "M", "männlich": "M", "mann": "M"}
+_WORDS = {
+    "sex": {"F": "f female woman w weibl weiblich frau", "M": "m male man männl männlich maennlich mann herr"},
+    "group": {
+        "CN": "control|controls|healthy|healthy control|healthy controls|cognitively normal|cognitively unimpaired|kontrolle|kontrollen"
+              "|kontrollgruppe|kontrollperson|kontrollproband|gesund|gesunde|gesunde kontrolle|gesunde kontrollen|kognitiv gesund"
+              "|kognitiv unauffällig",
+        "MCI": "mild cognitive impairment|lks|lkb|leichte kognitive störung|leichte kognitive beeinträchtigung"
+               "|milde kognitive störung|amci",
+        "AD": "alzheimer|alzheimers disease|alzheimer disease|alzheimer krankheit|alzheimer demenz|alzheimerdemenz|dat"
+              "|demenz vom alzheimer typ|alzheimer dementia|morbus alzheimer",
+    },
+}
+_KNOWN = {name: {word: meant for meant, line in meanings.items() for word in line.split("|" if "|" in line else " ")}
+          for name, meanings in _WORDS.items()}
+# diagnoses that may mean several
+_VAGUE = {"demenz": "any dementia", "dementia": "any dementia", "patient": "any disease", "patienten": "any disease",
+          "krank": "any disease", "erkrankt": "any disease", "proband": "a control or a patient", "normal": "normal cognition or a normal scan",
+          "unauffällig": "normal cognition or a normal scan", "hc": "a healthy control or Huntington's chorea"}
 
 
+def _plain(word: Any) -> str:
+    "A word without capitals, hyphens, points and apostrophes."
+    return " ".join(re.sub(r"['’.]", "", unicodedata.normalize("NFC", str(word)).casefold().replace("-", " ")).split())
+
+
+def _translate(table: pd.DataFrame, name: str, words: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:
+    "Write the words of a column that are known in our `words`, and say so in a note; words that are ours stay."
+    given, words = table[name], list(words)
+    meant = given.map(lambda word: word if word in words else _KNOWN[name].get(_plain(word), word), na_action="ignore")
+    meant = meant.where(meant.isin(words), given)
+    changed = given[given.notna() & (given != meant)]
+    said = [f"'{word}' as {meant[part.index[0]]} ({len(part)})" for word, part in changed.groupby(changed, sort=False)
+            if str(word).upper() != meant[part.index[0]]]
+    return table.assign(**{name: meant}), [f"{name}: {', '.join(said)}."] if said else []
+
+# %% ../../nbs/15_cohorts.ipynb #cbc0f2e0
 def _normalise(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    "Make paths absolute, write sexes as F and M, and number sessions where there are none."
+    "Make paths absolute, and number sessions where there are none."
     table = table.copy()
     table["path"] = table["path"].map(
         lambda path: str((folder / Path(path).expanduser()).absolute()), na_action="ignore")
     if "session" not in table:
         table["session"] = "1"
-    if "sex" in table:
-        table["sex"] = table["sex"].map(lambda sex: _SEXES.get(str(sex).casefold(), str(sex)),
-                                        na_action="ignore")
     return table
 
 
+def _understand_words(
+    table: pd.DataFrame, groups: Sequence[str] | None, criteria: "InclusionCriteria",
+) -> tuple[pd.DataFrame, list[str]]:
+    "Translate common words for sexes and, where an experiment has groups, for diagnoses; say so in a note."
+    table, notes = _translate(table, "sex", ["F", "M"]) if "sex" in table else (table, [])
+    if groups is not None:
+        table, more = _translate(table, "group", [*groups, *map(str, criteria.ignore_groups)])
+        notes = [*notes, *more]
+    return table, [f"Understood, {note}" for note in notes]
+
+# %% ../../nbs/15_cohorts.ipynb #e9d9b8f3
 def _one_spelling(table: pd.DataFrame, source: str) -> tuple[pd.DataFrame, list[str]]:
     "Write each subject in one spelling; say so in a note."
     names = unify(table["subject"], source)
@@ -413,11 +459,26 @@ def _check_columns(
             yield from _check_words(table, name, None, name in required)
 
 
+_HEADINGS = {
+    "path": "pfad datei dateiname", "subject": "patient proband probanden-id id kürzel pseudonym", "session": "visite termin untersuchung",
+    "group": "diagnose gruppe diagnosis", "age": "alter", "sex": "geschlecht gender", "tiv": "icv etiv", "field_strength": "feldstärke",
+}
+
+
+def _no_such_column(name: str, columns: Iterable[str]) -> str:
+    "Say that a column is missing, and which heading may mean it."
+    likely = [] if any(re.fullmatch(rf"{re.escape(name)} \(column [A-Z]+\)", str(one)) for one in columns) else columns
+    for heading in likely:
+        word = re.split(r"[ (\[]", str(heading).casefold())[0]
+        if word == name or word in _HEADINGS.get(name, "").split():
+            return f"There is no column '{name}'. If '{heading}' is meant, say so under 'columns': {{{name}: {heading}}}."
+    return f"{no_column(name, list(columns))} Where it has another heading, say so under 'columns'."
+
+
 def _require_columns(table: pd.DataFrame, names: Sequence[str], source: str) -> None:
     "Raise `CohortError` unless the table has rows and these columns, each once."
     problems = [
-        f"{no_column(name, table.columns)} Where it has another heading, say so under 'columns'."
-        for name in names if name not in table
+        _no_such_column(name, table.columns) for name in names if name not in table
     ]
     problems += [
         f"There are several columns '{name}'."
@@ -436,14 +497,47 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "?")) else f"{text}."
 
 
-def _convert_numbers(table: pd.DataFrame, texts: Iterable[str]) -> pd.DataFrame:
+def _convert_numbers(table: pd.DataFrame, texts: Iterable[str], decimal: str | None = None) -> pd.DataFrame:
     "Turn every column but `texts` into numbers where all its entries are numbers."
     table = table.copy()
     for name in table.columns.difference(list(texts)):
         values = pd.to_numeric(table[name], errors="coerce")
+        if decimal == "," and table[name].dtype == object:
+            values = to_numbers(table[name], decimal)
         if values.notna().sum() == table[name].notna().sum():
             table[name] = values
     return table
+
+# %% ../../nbs/15_cohorts.ipynb #cd882122
+_MOST_TOLD = 3  # rows with the same problem that are told one by one
+
+
+def _tell(table: pd.DataFrame, problems: Sequence[tuple[Any, str]]) -> list[str]:
+    "A line for each problem, or for all rows of a column that have the same."
+    kinds: dict[str, list[tuple[Any, str, str]]] = {}
+    for row, text in problems:
+        value = (re.match(r"[\w ]+? (?:is )?('.*?'|-?\d[\d.e+-]*)(?=[ ,.(])", text) or ["", ""])[1]
+        given = table.at[row, "path"]
+        value = str(given) if isinstance(given, str) and text.startswith(given) else value
+        kind = str(row) if text.startswith("a duplicate") else text.replace(value, "…") if value else text
+        kinds.setdefault(kind, []).append((row, value, text))
+    lines = []
+    for same in kinds.values():
+        rows, values = [row for row, _, _ in same], Counter(value for _, value, _ in same if value)
+        if len(rows) <= _MOST_TOLD:
+            lines += [(row, f"{place(row)} ({table.at[row, 'subject']}): {_sentence(text)}") for row, _, text in same]
+            continue
+        others = [f"{value} ({count} rows)" if count > 1 else value for value, count in values.items()]
+        others = f" In all: {', '.join(others[:5])}{', …' if len(others) > 5 else ''}." if len(values) > 1 else ""
+        some = f"{_rows(rows)} ({table.at[rows[0], 'subject']} and others)"
+        lines.append((rows[0], f"{some}: {_sentence(same[0][2])}{others}"))
+    return [line for _, line in sorted(lines, key=lambda one: one[0])]
+
+
+def _rows(rows: Sequence[Any]) -> str:
+    "Several rows: their number and the first of them."
+    first = ", ".join(str(row) for row in rows[:_MOST_TOLD])
+    return f"{len(rows)} rows, {first}, …"
 
 # %% ../../nbs/15_cohorts.ipynb #51a48c77
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import datetime
 import io
 import os
 import re
+import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +55,7 @@ _MOST_ROWS = 500_000
 def _read_text(path: Path, sheet: str | None) -> tuple[pd.DataFrame, list[str]]:
     "All rows of separated values, the header among them, and notes."
     text, notes = _decode(path)
-    blank = re.match(r"(?:[ \t]*\r?\n)*", text)[0]
+    blank = re.match(r"(?:[ \t]*\r?\n)*(?:sep=.[ \t]*\r?\n)?", text)[0]
     header = text[len(blank):].partition("\n")[0]
     if not header.strip():
         return pd.DataFrame(), notes
@@ -150,7 +151,7 @@ def _with_headings(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     "Take the first row for the header, and number the others as a spreadsheet does."
     if rows.empty:
         raise TableError(str(path), ["The file cannot be read as a table: it is empty."])
-    headings = [" ".join(heading.split()) for heading in rows.iloc[0]]
+    headings = [" ".join(unicodedata.normalize("NFC", heading).split()) for heading in rows.iloc[0]]
     counts, places = Counter(headings), [column + 1 for column in rows.columns]
     table = rows.iloc[1:].set_index(rows.index[1:] + 1)
     table.columns = [
@@ -212,7 +213,7 @@ def map_columns(
 ) -> pd.DataFrame:  # the table in a cohort's columns and words; other columns are kept
     "Rename columns and translate codes; raises `TableError` for headings that the table lacks."
     wanted = {
-        name: " ".join(str(heading).split())
+        name: " ".join(unicodedata.normalize("NFC", str(heading)).split())
         for name, heading in _mapping(columns, "columns", source).items()
     }
     if problems := [no_column(heading, table.columns, f", which is to be '{name}'")
@@ -292,16 +293,24 @@ def to_numbers(
     "Read entries as numbers."
     text = column.dropna().astype(str).str.strip().str.replace("\N{MINUS SIGN}", "-")
     with_comma = text[text.str.contains(",")]
-    if len(with_comma) and (decimal == "," or decimal is None and _are_decimal_commas(text, with_comma)):
-        text = text.str.replace(",", ".")
+    if decimal == "," or decimal is None and len(with_comma) and _are_decimal_commas(text, with_comma):
+        grouped = text.str.fullmatch(_THOUSANDS)
+        text = text.mask(grouped, text.str.replace(".", "")).str.replace(",", ".")
     return pd.to_numeric(text, errors="coerce").reindex(column.index).astype(float)
 
 
+_THOUSANDS = r"[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d+)?"  # points between thousands, as in 1.410 and 1.410,5
+
+
 def _are_decimal_commas(text: pd.Series, with_comma: pd.Series) -> bool:
-    """Tell whether commas stand before decimals: no points in the column, one comma an entry, and not
-    always three digits behind it."""
-    plain = with_comma.str.fullmatch(r"[+-]?\d+,\d+").all() and not text.str.contains(".", regex=False).any()
-    return bool(plain and not with_comma.str.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}").all())
+    """Tell whether commas stand before decimals: one comma an entry, not always three digits behind it,
+    and points only where they separate thousands, in an entry with a comma at least."""
+    points = text[text.str.contains(".", regex=False)]
+    if not with_comma.str.fullmatch(rf"[+-]?\d+,\d+|{_THOUSANDS}").all() or not points.str.fullmatch(_THOUSANDS).all():
+        return False
+    if points.str.contains(",").any():
+        return True
+    return points.empty and not with_comma.str.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}").all()
 
 # %% ../../nbs/13_tables.ipynb #0a8481c1
 _CODES = {1, 4, 5, 7, 8, 9, 77, 88, 98, 99, 99.9, 777, 888, 998, 999, 999.9, 7777, 8888, 9998, 9999, 99999}
@@ -361,8 +370,11 @@ def understand(
                          for row in table.index[values.isin(codes)]]
         if table[name].astype(str).str.contains(",")[given & values.notna()].any():
             notes.append(f"{name} is written with decimal commas, such as {_examples(table[name], 1)}.")
+        if (grouped := table[name].astype(str).str.fullmatch(_THOUSANDS) & values.ge(1000)).any():
+            row = table.index[grouped][0]
+            notes.append(f"{name} is written with points between thousands, such as {table.at[row, name]} for {values[row]:g}.")
         bad, exact = given & values.isna(), pd.to_numeric(table[name], errors="coerce")
-        values = exact if exact.notna().equals(values.notna()) else values  # whole numbers stay whole
+        values = exact if exact.astype(float).equals(values) else values  # whole numbers stay whole
         if name not in numbers:
             problems += [(row, f"{name} is '{table.at[row, name]}', which is not a number")
                          for row in table.index[bad]]
