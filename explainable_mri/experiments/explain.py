@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from ..analysis.measures import build_measures
 from ..analysis.regions import region_table, region_tables
 from ..analysis.statistics import Enrichment, mean_maps
-from ..config import CacheConfig, ExperimentConfig
+from ..config import CacheConfig, Component, ExperimentConfig
 from ..data.atlases import load_atlas
 from ..data.cohorts import Cohort
 from ..data.volumes import get_grid, load_map, save_volume
@@ -87,7 +87,9 @@ def _sums(found: RelevanceMap) -> dict[str, object]:
 
 def _write_maps(config: ExperimentConfig, model: Model, scans: pd.DataFrame, folder: Path) -> None:
     "Explain scans, and write their maps, the mean maps of groups, and the tables of what was measured."
-    atlas, measure = load_atlas(config.explanation.atlas, model.grid), build_measures(config.explanation.measures, model.grid)
+    atlas = load_atlas(config.explanation.atlas, model.grid)
+    asked = [one for one in config.explanation.measures if one.name != "brain_edge"]
+    measure = build_measures([*asked, Component(name="brain_edge")], model.grid)
     numbers, regions = [], []
 
     def explained() -> Iterator[np.ndarray]:

@@ -165,15 +165,25 @@ def _sum_line(scans: pd.DataFrame) -> str:
             + f". {missed} of them miss by more than the method allows." * bool(missed) + "." * (not missed))
 
 
+def _edge_line(scans: pd.DataFrame) -> str:
+    "How much relevance lies outside the brain and at its edge, in words."
+    if not {"outside_share", "edge_share"} <= set(scans):
+        return "How much relevance lies outside the brain was not measured. Explain the scans again."
+    outside, edge, even = (scans[name].median() for name in ("outside_share", "edge_share", "edge_volume_share"))
+    return (f"Of absolute relevance, {outside:.1%} lies outside the brain (median over scans; at most {scans.outside_share.max():.1%}), and "
+            f"{edge:.1%} in its outermost 5 mm, where {even:.1%} would lie if it were spread evenly.")
+
+
 def _relevance_section(config: ExperimentConfig, folders: list[Path], figures: dict[str, matplotlib.figure.Figure]) -> Section:
     "Mean relevance by group, and its regions."
     group, grid, target = read_group(config), get_grid(config.grid), config.explanation.target
+    scans = read_explanations(folders)
     regions = region_table(mean_relevance(config, folders)[group], load_atlas(config.explanation.atlas, grid), grid).head(15)
     outputs = config.task.outputs
     what = "the predicted class" if target is None else f"'{outputs[target] if isinstance(target, int) and target < len(outputs) else target}'"
     return Section("Where relevance lies", [
         Text(f"Relevance by {config.explanation.explainer.name} for {what}: positive values speak for it, negative ones "
-             "against it. The maps are means over the test scans of a group.\n\n" + _sum_line(read_explanations(folders))),
+             "against it. The maps are means over the test scans of a group.\n\n" + _sum_line(scans) + "\n\n" + _edge_line(scans)),
         *_figures({name: figure for name, figure in figures.items() if name.startswith(("relevance", "regions"))}),
         Table(regions[["region", "volume", "relevance", "share", "mean", "peak", "x", "y", "z"]],
               f"The regions with most relevance in the mean map of {group}; positions of the peaks in mm.",
@@ -261,6 +271,20 @@ def _warnings(config: ExperimentConfig, cohort: Cohort, trained: list[Path], tab
         words += cautions(config.task, scans, task_metrics(config.task, scans, scans))
     return words
 
+# %% ../../nbs/84_report.ipynb #bd0a98c7
+_MOST_OUTSIDE = 0.1  # median share of absolute relevance outside the brain from which a report warns
+
+
+def _edge_warnings(scans: pd.DataFrame | None) -> list[str]:
+    "Whether the network goes by what is not brain."
+    if scans is None or "outside_share" not in scans:
+        return []
+    outside, edge, even = (scans[name].median() for name in ("outside_share", "edge_share", "edge_volume_share"))
+    where = [f"{outside:.0%} of absolute relevance lies outside the brain"] if outside > _MOST_OUTSIDE else []
+    where += [f"{edge:.0%} of it lies in the brain's outermost 5 mm, which are {even:.0%} of its volume"] if edge > 2 * even else []
+    return [f"{' and '.join(where)} (median over scans): the network may go by scanner noise or by the rim that was left when the skull "
+            "was removed, not by the disease."] if where else []
+
 # %% ../../nbs/84_report.ipynb #31f815c3
 def write_experiment_report(
     config: ExperimentConfig,  # tells the experiment's folder; everything else is taken from what the folder records
@@ -280,7 +304,7 @@ def write_experiment_report(
         if enrichments(scans):
             sections.append(_truth_section(scans, figures))
         sections.append(_example_section(config, scans))
-    warnings = _warnings(config, cohort, trained, tables)
+    warnings = [*_warnings(config, cohort, trained, tables), *_edge_warnings(scans)]
     simulated = " (simulated cohort)" if "truth" in cohort.table else ""
     return write_report(
         config.folder / "report.html", f"Experiment {config.name}{simulated}", sections, experiment=config.name,
