@@ -49,7 +49,7 @@ def place(
 
 # %% ../../nbs/13_tables.ipynb #b4c6a402
 _LARGEST = 200_000_000  # bytes of a table; a larger file is none
-_MOST_ROWS = 500_000
+_MOST_ROWS = 200_000
 
 
 def _read_text(path: Path, sheet: str | None) -> tuple[pd.DataFrame, list[str]]:
