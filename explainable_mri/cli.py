@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['describe_error', 'main', 'simulate_command', 'check_command', 'train_command', 'explain_command', 'report_command',
-           'crossval_command', 'evaluate_command', 'predict_command', 'prepare_command', 'import_keras_command',
-           'info_command']
+           'crossval_command', 'compare_command', 'reproduce_command', 'evaluate_command', 'predict_command',
+           'prepare_command', 'import_keras_command', 'info_command']
 
 # %% ../nbs/95_cli.ipynb #56b5ad18
 import errno
@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .config import ExperimentConfig, load_config, make_config
+from .config import ExperimentConfig, load_config
 from .errors import ConfigError, ExplainableMRIError
 from .registry import BASELINES, COHORTS, EXPLAINERS, LOSSES, MEASURES, NETWORKS, SPLITS, TRANSFORMS
 
@@ -201,29 +201,82 @@ def report_command(config: ExperimentConfig) -> None:
 
 # %% ../nbs/95_cli.ipynb #3cf55c95
 @main.command("crossval")
-@_configured
+@click.argument("words", nargs=-1, required=True, metavar="CONFIG... [KEY=VALUE]...")
 @click.option("--folds", type=click.IntRange(min=2), help="Number of folds, in place of the configuration's split.params.folds.")
 @click.option("--launcher", type=click.Choice(["local", "slurm"]), default="local", show_default=True,
               help="Processes on this machine, or jobs of a SLURM cluster.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Folds at a time on this machine.")
 @click.option("--slurm", "options", multiple=True, metavar="KEY=VALUE", help="Option of the cluster, such as slurm_partition=gpu or gpus_per_node=1.")
-def crossval_command(config: ExperimentConfig, folds: int | None, launcher: str, jobs: int, options: tuple[str, ...]) -> None:
+def crossval_command(words: tuple[str, ...], folds: int | None, launcher: str, jobs: int, options: tuple[str, ...]) -> None:
     """Train, test and explain every fold, each in an executed notebook, and report on all of them.
 
-    Run again, it keeps what is finished. Tables for the paper are in results/NAME/study/.
+    Run again, it keeps what is finished. Tables for the paper are in results/NAME/study/. Several CONFIG are run one after the other, and
+    compared in the end.
 
     \b
     Example:
       explainable-mri crossval config/demo.yaml --folds 10
       explainable-mri crossval config/demo.yaml --launcher slurm --slurm slurm_partition=gpu --slurm gpus_per_node=1
+      explainable-mri crossval config/study/*.yaml --jobs 2
     """
-    from explainable_mri.experiments.crossval import cross_validate, read_options
+    from explainable_mri.experiments.compare import compare_experiments, cross_validate_each
+    from explainable_mri.experiments.crossval import read_options
 
-    if folds is not None:
-        config = make_config(config.model_dump(mode="json"), [f"split.params.folds={folds}"])
-    study = cross_validate(config, launcher=launcher, at_once=jobs, **read_options(options))
-    click.echo(str(study))
-    if study.failed:
+    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
+    files = [word for word in words if word not in overrides]
+    if not files:
+        raise click.UsageError("Name a configuration, such as config/demo.yaml, before what is changed in it.")
+    configs = [load_config(file, [*overrides, *([] if folds is None else [f"split.params.folds={folds}"])]) for file in files]
+    finished, failed = [], False
+    for config, study in cross_validate_each(configs, launcher=launcher, at_once=jobs, **read_options(options)):
+        if len(configs) == 1 and isinstance(study, Exception):
+            raise study
+        click.echo(f"{config.name}: " * (len(configs) > 1) + (describe_error(study) if isinstance(study, Exception) else str(study)))
+        failed |= isinstance(study, Exception) or bool(study.failed)
+        finished += [] if isinstance(study, Exception) or not study.finished else [config.folder]
+    if len(finished) > 1:
+        click.echo(str(compare_experiments(finished)))
+    if failed:
+        raise click.exceptions.Exit(1)
+
+# %% ../nbs/95_cli.ipynb #7c857ef0
+@main.command("compare")
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FOLDER FOLDER...")
+@click.option("--to", type=click.Path(path_type=Path), help="Folder for table and figure; by default compare-A-B beside the first experiment.")
+def compare_command(folders: tuple[Path, ...], to: Path | None) -> None:
+    """Put experiments side by side: a table (CSV, LaTeX) and a figure of the AUCs, each with its interval.
+
+    Where experiments hold the same test scans, DeLong's test says whether their AUCs differ.
+
+    \b
+    Example:
+      explainable-mri compare results/study-cnn results/study-resnet --to results/networks
+    """
+    from explainable_mri.experiments.compare import compare_experiments
+
+    click.echo(str(compare_experiments(folders, to)))
+
+# %% ../nbs/95_cli.ipynb #56069846
+@main.command("reproduce")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Path(path_type=Path), help="Folder of results for the second run, which is called NAME-again; by default the same.")
+@click.option("--within", type=click.FloatRange(min=0), default=0.0, show_default=True,
+              help="Largest difference of a prediction or metric at which both still count as the same.")
+def reproduce_command(folder: Path, to: Path | None, within: float) -> None:
+    """Run an experiment again from what FOLDER records, and compare scans, weights, predictions and metrics.
+
+    Run it where the first run was: the recorded paths of scans start there. Ends with code 1 where something differs. Run again, it goes on
+    where it stands.
+
+    \b
+    Example:
+      explainable-mri reproduce results/demo --within 0.0001
+    """
+    from explainable_mri.experiments.reproduce import reproduce
+
+    found = reproduce(folder, to)
+    click.echo(str(found))
+    if not found.is_same(within):
         raise click.exceptions.Exit(1)
 
 # %% ../nbs/95_cli.ipynb #a51d0f95

@@ -1,5 +1,7 @@
 """A whole study by one command: folds as executed notebooks, one that fails, the same command again, and the page of it all."""
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +21,16 @@ evaluation: {replicates: 100, subgroups: [sex, age]}
 """
 
 
-def crossval(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    "Run the command as a user does."
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    "Run a command as a user does."
     code = "import sys; from explainable_mri.cli import main; sys.argv[0] = 'explainable-mri'; main()"
-    return subprocess.run([sys.executable, "-c", code, "crossval", "tiny.yaml", *arguments], cwd=folder, capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=900)
+
+
+def crossval(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    "Run the study as a user does."
+    return command(folder, "crossval", "tiny.yaml", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +86,79 @@ def test_the_notebook_is_the_page_of_the_study(study, monkeypatch):
     text = "\n".join(str(output.get("text", "")) + str(output.get("data", {}).get("text/html", "")) for output in outputs)
     assert "2 folds finished" in text and "region_volume" in text and "persons" in text
     assert not [output for output in outputs if output.get("name") == "stderr"]
+
+
+def test_several_studies_are_one_command_and_end_in_a_comparison(study):
+    folder = study[0]
+    shutil.copytree(folder / "results" / "tiny", folder / "results" / "twin")
+    for path in (folder / "results" / "twin").rglob("config.yaml"):
+        path.write_text(path.read_text().replace("name: tiny", "name: twin"))
+    (folder / "twin.yaml").write_text(TINY.replace("name: tiny", "name: twin"))
+    (folder / "wrong.yaml").write_text(TINY.replace("name: tiny", "name: wrong") + "model: {name: resnett}\n")
+    done = crossval(folder, "wrong.yaml", "twin.yaml", "--jobs", "2")
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert "wrong: " in done.stdout and "resnett" in done.stdout  # and holds up no other
+    assert "tiny: 2 folds finished: 1, 2" in done.stdout and "twin: 2 folds finished: 1, 2" in done.stdout
+    place = folder / "results" / "compare-tiny-twin"
+    table, differences = pd.read_csv(place / "comparison.csv"), pd.read_csv(place / "differences.csv")
+    metrics = pd.read_csv(folder / "results" / "tiny" / "study" / "metrics.csv")
+    auc = metrics[metrics.metric == "auc"].set_index("comparison")
+    for row in table.itertuples():  # the same numbers as in the study's own tables
+        assert [row.auc, row.auc_low, row.auc_high, row.persons] == auc.loc[row.comparison, ["pooled", "low", "high", "persons"]].tolist()
+    assert len(table) == 4 and (differences.difference == 0).all() and (differences.p == 1).all()
+    assert (place / "comparison.png").stat().st_size > 10_000 and "tiny" in (place / "comparison.tex").read_text()
+
+
+def test_two_configurations_of_one_name_are_refused(study):
+    refused = crossval(study[0], "tiny.yaml", "training.epochs=1")
+    assert refused.returncode == 1 and "Two of the configurations are named 'tiny'" in refused.stderr
+    assert command(study[0], "crossval", "training.epochs=1").returncode == 2
+
+
+def test_what_is_no_experiment_is_not_compared(study):
+    for folders, words in ((["results/tiny", "data"], "holds no config.yaml"), (["results/tiny"], "two experiments or more"),
+                           (["results/tiny", "results/tiny/"], "given twice")):
+        refused = command(study[0], "compare", *folders)
+        assert refused.returncode == 1 and words in refused.stderr and "Traceback" not in refused.stderr
+
+
+SITES = """
+name: sites
+cohort:
+  name: joined
+  params:
+    cohorts:
+      north: {name: phantom, params: {folder: data/north, scans: 30, seed: 4}}
+      south: {name: phantom, params: {folder: data/south, scans: 36, seed: 5}}
+split: {name: leave_one_cohort_out}
+training: {epochs: 1, accelerator: cpu}
+explanation: {measures: []}
+evaluation: {replicates: 100, subgroups: [sex], baselines: []}
+"""
+
+
+def test_each_cohort_is_left_out_in_turn_and_named_in_the_tables(tmp_path):
+    (tmp_path / "sites.yaml").write_text(SITES)
+    done = command(tmp_path, "crossval", "sites.yaml", "--jobs", "2")
+    assert done.returncode == 0 and "2 folds finished: 1, 2" in done.stdout, done.stdout + done.stderr
+    results = tmp_path / "results" / "sites"
+    table = pd.read_csv(results / "study" / "held_out.csv")
+    for fold, name, other in ((1, "north", "south"), (2, "south", "north")):
+        parts = pd.read_csv(results / f"fold-{fold}" / "split.csv")
+        test = parts[parts.part == "test"]
+        assert parts.subject[parts.part == "test"].str.startswith(f"{name}_").all()
+        assert parts.subject[parts.part != "test"].str.startswith(f"{other}_").all()
+        metrics = json.loads((results / f"fold-{fold}" / "metrics.json").read_text())
+        for comparison in ("MCI_vs_CN", "AD_vs_CN"):
+            row = table[(table.held_out == name) & (table.comparison == comparison.replace("_", " ")) & (table.metric == "auc")].iloc[0]
+            assert row.value == pytest.approx(metrics[comparison]["auc"]) and row.low <= row.value <= row.high
+            assert row.scans == test.group.isin(["CN", comparison[:comparison.index("_")]]).sum()
+    page = (results / "report.html").read_text()
+    assert "Cohort by cohort" in page and "north" in page and "south" in page
+
+
+def test_an_experiment_is_run_again_and_gives_the_same_numbers(study):
+    again = command(study[0], "reproduce", "results/tiny")
+    assert again.returncode == 0 and "Equal: scans, weights, predictions and metrics" in again.stdout, again.stdout + again.stderr
+    assert (pd.read_csv(study[0] / "results" / "tiny-again" / "reproduction.csv").differ == 0).all()
+    assert "Traceback" not in command(study[0], "reproduce", "results/nothing").stderr

@@ -102,6 +102,9 @@ _STUDY = {  # table: title of its section, caption
         "Metrics with intervals", "Mean and standard deviation over folds, and the value for all test persons together (pooled) with "
         "a 95 % interval over persons: Newcombe's for the AUC, of drawn persons for the rest. Pooling puts networks of different folds "
         "together. PPV and NPV hold where patients are as frequent as here."),
+    "held_out": (
+        "Cohort by cohort", "Metrics of each cohort by the network that was trained on the others and never saw it, with 95 % intervals over "
+        "persons: Newcombe's for the AUC, of drawn persons for the rest."),
     "calibration": (
         "Does the likelihood hold?", "Brier score, log-loss and expected calibration error of the network's probability and of the "
         "calibrated likelihood, for all patients against all controls, with 95 % intervals over persons; less is better."),
@@ -128,7 +131,7 @@ def _with_interval(table: pd.DataFrame) -> pd.DataFrame:
         table[name] = [_cell(value, a, b, ".2f") for value, a, b in zip(table[name], low, high)]
     return table
 
-
+# %% ../../nbs/84_report.ipynb #05950cbb
 def _metric_cells(table: pd.DataFrame) -> pd.DataFrame:
     "The table of metrics with a cell for each comparison's mean ± sd and pooled value with interval."
     forms = table.metric.isin(["mae", "bias"]).map({True: ".1f", False: ".3f"})
@@ -139,13 +142,21 @@ def _metric_cells(table: pd.DataFrame) -> pd.DataFrame:
                          "mean ± sd over folds": spread, "pooled (95 % interval)": pooled, "persons": table.persons, "scans": table.scans})
 
 
+def _held_out_cells(table: pd.DataFrame) -> pd.DataFrame:
+    "The table of cohorts that were left out, with a cell for each value and its interval."
+    forms = table.metric.isin(["mae", "bias"]).map({True: ".1f", False: ".3f"})
+    cells = [_cell(*values) for values in zip(table.value, table.low, table.high, forms)]
+    return pd.DataFrame({"held out": table.held_out, "comparison": table.comparison, "metric": table.metric.map(lambda name: _NAMES.get(name, name)),
+                         "value (95 % interval)": cells, "persons": table.persons, "scans": table.scans})
+
+
 def _study_sections(tables: dict[str, pd.DataFrame], figures: dict[str, matplotlib.figure.Figure]) -> list[Section]:
     "The tables and figures of a study, each in a section of its own."
     sections = []
     shown = {"metrics": ["roc with bands", "precision and recall"], "calibration": ["reliability"]}
     for name, (title, caption) in _STUDY.items():
         if name in tables:
-            table = _metric_cells(tables[name]) if name == "metrics" else _with_interval(tables[name])
+            table = {"metrics": _metric_cells, "held_out": _held_out_cells}.get(name, _with_interval)(tables[name])
             drawn = {one: figures[one] for one in shown.get(name, []) if one in figures}
             formats = {column: form for column, form in (_METRICS | {"difference": "{:+.3f}", "minutes": "{:.1f}"}).items()
                        if column in table and pd.api.types.is_numeric_dtype(table[column])}

@@ -185,12 +185,21 @@ def _norm(channels: int) -> nn.BatchNorm3d:
     return nn.BatchNorm3d(channels, eps=1e-3, momentum=0.01)
 
 
+def _keeping(network: nn.Sequential, momentum: float) -> nn.Sequential:
+    "A network whose batch normalisations keep this share of their old mean with each batch."
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm3d):
+            layer.momentum = 1 - momentum
+    return network
+
+
 @NETWORKS.register("alexnet")
 def alexnet(
     input_shape: Sequence[int],  # size of a scan (x, y, z), in voxels; at least 8 along each axis
     classes: int = 2,            # number of classes
     filters: int = 5,            # filters of each convolution
     dropout: float = 0.3,        # share of values set to zero in training, before the dense layer
+    momentum: float = 0.99,      # of the batch normalisation, as for `dyrba2021`
 ) -> nn.Sequential:              # logits (N, classes) from volumes (N, 1, x, y, z)
     """The AlexNet of Singh & Dyrba (2023); raises `ValueError` when the scan is too small for three poolings.
 
@@ -203,7 +212,7 @@ def alexnet(
                    f"pool{block}": nn.MaxPool3d(2), f"relu{block}": nn.ReLU()}
         channels = filters
     layers |= {"dropout": nn.Dropout(dropout), "flatten": nn.Flatten(), "output": nn.Linear(filters * x * y * z, classes)}
-    return initialize_like_keras(nn.Sequential(layers))
+    return _keeping(initialize_like_keras(nn.Sequential(layers)), momentum)
 
 # %% ../../nbs/32_networks.ipynb #c83fe546
 def _vgg_block(block: int, convolutions: int, channels: int, filters: int) -> dict[str, nn.Module]:
@@ -224,6 +233,7 @@ def vgg(
     filter_dropout: float = 0.5,       # share of filters set to zero in training, after the last block
     dropout: float = 0.1,              # share of units set to zero in training, before each dense layer
     l2: float = 0.01,                  # L2 coefficient of the last two dense layers
+    momentum: float = 0.99,            # of the batch normalisation, as for `dyrba2021`
 ) -> nn.Sequential:                    # logits (N, classes) from volumes (N, 1, x, y, z)
     "The VGG of Singh & Dyrba (2023); raises `ValueError` when the scan is too small for four poolings."
     x, y, z = (size // 16 for size in _check_size("vgg", input_shape, 16))
@@ -237,7 +247,7 @@ def vgg(
         "dropout3": nn.Dropout(dropout), "output": nn.Linear(dense[1], classes),
     }
     layers["dense2"].l2 = layers["output"].l2 = l2
-    return initialize_like_keras(nn.Sequential(layers))
+    return _keeping(initialize_like_keras(nn.Sequential(layers)), momentum)
 
 # %% ../../nbs/32_networks.ipynb #350412c0
 class PooledResidual(nn.Module):
@@ -273,13 +283,14 @@ def resnet(
     classes: int = 2,            # number of classes
     filters: int = 5,            # filters of each convolution
     dropout: float = 0.3,        # share of values set to zero in training, before the dense layer
+    momentum: float = 0.99,      # of the batch normalisation, as for `dyrba2021`
 ) -> nn.Sequential:              # logits (N, classes) from volumes (N, 1, x, y, z)
     "The ResNet of Singh & Dyrba (2023); raises `ValueError` when the scan is too small for four poolings."
     x, y, z = (size // 16 for size in _check_size("resnet", input_shape, 16))
-    return initialize_like_keras(nn.Sequential(OrderedDict(
+    return _keeping(initialize_like_keras(nn.Sequential(OrderedDict(
         block1=PooledResidual(1, filters, 2), pool1=nn.MaxPool3d(2), relu1=nn.ReLU(),
         block2=PooledResidual(filters, filters, 3), pool2=nn.MaxPool3d(2), relu2=nn.ReLU(),
-        dropout=nn.Dropout(dropout), flatten=nn.Flatten(), output=nn.Linear(filters * x * y * z, classes))))
+        dropout=nn.Dropout(dropout), flatten=nn.Flatten(), output=nn.Linear(filters * x * y * z, classes)))), momentum)
 
 # %% ../../nbs/32_networks.ipynb #49e992ff
 def _unit(channels: int, filters: int, kernel: int) -> list[tuple[str, nn.Module]]:
@@ -327,6 +338,7 @@ def densenet(
     growth: int = 8,             # new maps of each unit
     units: int = 3,              # units of each of the two blocks
     dropout: float = 0.4,        # share of values set to zero in training, before the dense layer
+    momentum: float = 0.99,      # of the batch normalisation, as for `dyrba2021`
 ) -> nn.Sequential:              # logits (N, classes) from volumes (N, 1, x, y, z)
     "The DenseNet of Singh & Dyrba (2023); raises `ValueError` when the scan is too small for its poolings."
     layers, size = _stem(_check_size("densenet", input_shape, 16), filters)
@@ -342,7 +354,7 @@ def densenet(
     x, y, z = (one // 2 for one in size)
     layers |= {"pool": nn.MaxPool3d(2), "relu": nn.ReLU(), "dropout": nn.Dropout(dropout), "flatten": nn.Flatten(),
                "output": nn.Linear(channels * x * y * z, classes)}
-    return initialize_like_keras(nn.Sequential(layers))
+    return _keeping(initialize_like_keras(nn.Sequential(layers)), momentum)
 
 # %% ../../nbs/32_networks.ipynb #d0bb763e
 def l2_penalty(

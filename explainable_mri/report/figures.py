@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUP_COLORS', 'relevance_limits', 'plot_relevance', 'group_order', 'group_colors', 'plot_regions', 'plot_history',
            'plot_roc', 'plot_confusion', 'plot_probabilities', 'plot_precision_recall', 'plot_reliability',
-           'plot_cohort', 'plot_enrichment', 'plot_correlation']
+           'plot_forest', 'plot_cohort', 'plot_enrichment', 'plot_correlation']
 
 # %% ../../nbs/70_figures.ipynb #933439d1
 import warnings
@@ -310,6 +310,32 @@ def plot_reliability(
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     ax.legend(loc="lower right", frameon=False)
     _label(ax, "what is said of a scan", "share of patients among such scans", title)
+    return figure
+
+# %% ../../nbs/70_figures.ipynb #769c2973
+def plot_forest(
+    table: pd.DataFrame,          # columns name, panel, value, low and high, a row a mark; ends that are not known are NaN
+    label: str = "AUC",           # what is measured
+    reference: float | None = 0.5,  # value of the dashed line; None: no line
+    title: str | None = None,     # title
+) -> Figure:                      # the figure, a chart for each panel
+    "Draw values with their intervals, one below the other."
+    panels, names = list(dict.fromkeys(table["panel"])), list(dict.fromkeys(table["name"]))
+    figure, axes = _charts(max(_HALF, 4.2 * len(panels)), 1.3 + 0.42 * len(names), len(panels))
+    for ax, panel in zip(axes, panels):
+        own = table[table["panel"] == panel].set_index("name").reindex(names)
+        if reference is not None:
+            ax.axvline(reference, color="#666666", linewidth=1, linestyle="--")
+        for place, row in enumerate(own.itertuples()):
+            ax.plot([row.low, row.high], [place, place], color="#222222", linewidth=1.5)
+            ax.plot(row.value, place, "s", color="#0072B2", markersize=6)
+            if row.value == row.value:
+                ax.annotate(f"{row.value:.2f}", (row.value, place), xytext=(0, 6), textcoords="offset points", ha="center", size=9)
+        ax.set(yticks=range(len(names)), yticklabels=names if ax is axes[0] else [], ylim=(len(names) - 0.4, -0.6))
+        ax.grid(axis="y", visible=False)
+        _label(ax, f"{label}, 95 % interval", "", str(panel))
+    if title:
+        figure.suptitle(title, x=0.02, ha="left", weight="bold", size=11)
     return figure
 
 # %% ../../nbs/70_figures.ipynb #667b0cf1
