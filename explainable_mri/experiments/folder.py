@@ -25,7 +25,7 @@ from ..registry import COHORTS
 
 # %% ../../nbs/80_folder.ipynb #dfddd2fd
 _CHANGEABLE = {"results": True, "explanation": True, "training": {"accelerator", "workers"}, "cache": {"folder", "limit_gb"},
-               "evaluation": {"subgroups", "replicates"}}
+               "evaluation": {"subgroups", "replicates"}, "sweep": True}
 
 
 def _flatten(values: dict, prefix: str = "") -> dict[str, object]:
