@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['describe_error', 'main', 'simulate_command', 'check_command', 'train_command', 'explain_command', 'report_command',
-           'crossval_command', 'compare_command', 'reproduce_command', 'evaluate_command', 'predict_command',
-           'prepare_command', 'import_keras_command', 'info_command']
+           'crossval_command', 'compare_command', 'reproduce_command', 'sweep_command', 'evaluate_command',
+           'predict_command', 'prepare_command', 'import_keras_command', 'info_command']
 
 # %% ../nbs/95_cli.ipynb #56b5ad18
 import errno
@@ -278,6 +278,29 @@ def reproduce_command(folder: Path, to: Path | None, within: float) -> None:
     click.echo(str(found))
     if not found.is_same(within):
         raise click.exceptions.Exit(1)
+
+# %% ../nbs/95_cli.ipynb #94073329
+@main.command("sweep")
+@_configured
+@_fold
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Trials in all, those that are done included.")
+@click.option("--only-search", is_flag=True, help="Leave the fold untrained.")
+def sweep_command(config: ExperimentConfig, fold: int, trials: int, only_search: bool) -> None:
+    """Search the keys of the section `sweep` inside the training part of a fold, then train the fold with the best configuration.
+
+    Run again, it goes on where it stands.
+
+    \b
+    Example:
+      explainable-mri sweep config/sweep.yaml --trials 30
+    """
+    from explainable_mri.experiments.sweep import sweep
+    from explainable_mri.experiments.train import train_fold
+
+    found = sweep(config, trials, fold)
+    click.echo(str(found))
+    if not only_search:
+        click.echo(f"Trained: {train_fold(found.best, fold)}")
 
 # %% ../nbs/95_cli.ipynb #a51d0f95
 @main.command("evaluate")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Component', 'NetworkConfig', 'CacheConfig', 'SplitConfig', 'TrainingConfig', 'ExplanationConfig', 'EvaluationConfig',
-           'ExperimentConfig', 'describe_config', 'apply_overrides', 'make_config', 'load_config', 'check_names',
-           'save_config']
+           'Range', 'SweepConfig', 'ExperimentConfig', 'describe_config', 'apply_overrides', 'make_config',
+           'load_config', 'check_names', 'save_config']
 
 # %% ../nbs/06_config.ipynb #5cf227ee
 import inspect
@@ -148,6 +148,29 @@ class EvaluationConfig(_Section):
             raise ValueError(f"ages rise from bin to bin, such as {sorted(set(edges))}")
         return edges
 
+# %% ../nbs/06_config.ipynb #70b49008
+class Range(_Section):
+    "Numbers from `low` to `high`, whole ones where both are."
+
+    low: int | float = Field(description="smallest value")
+    high: int | float = Field(description="largest value")
+    log: bool = Field(False, description="draw evenly over orders of magnitude")
+
+    @model_validator(mode="after")
+    def _rises(self) -> "Range":
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"a range goes from a smaller to a larger number, above 0 where log is true, not from {self.low} to {self.high}")
+        return self
+
+
+class SweepConfig(_Section):
+    "What a search tries, and how it judges."
+
+    keys: dict[str, Annotated[list[str | int | float | bool | None], Field(min_length=1)] | Range] = Field(
+        default_factory=dict, description="for each dotted key the values to try: a list, or a range {low: 0.0003, high: 0.01, log: true}")
+    folds: int = Field(3, ge=2, description="inner folds, within the training and validation part of a fold; their test parts judge a trial")
+    metric: str = Field("auc", description="metric by which trials are judged, such as auc, balanced_accuracy or mae")
+
 # %% ../nbs/06_config.ipynb #a5da60d3
 class ExperimentConfig(_Section):
     "Everything that defines an experiment."
@@ -169,6 +192,7 @@ class ExperimentConfig(_Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="how the network is trained")
     explanation: ExplanationConfig = Field(default_factory=ExplanationConfig, description="how it is explained")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="how its predictions are judged")
+    sweep: SweepConfig = Field(default_factory=SweepConfig, description="a search over keys of this configuration")
 
     @model_validator(mode="after")
     def _explain_the_number(self) -> "ExperimentConfig":
