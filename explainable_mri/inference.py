@@ -11,6 +11,7 @@ __all__ = ['ModelError', 'Prediction', 'Explanation', 'OnGrid', 'SecondInput', '
 import copy
 import difflib
 import hashlib
+import inspect
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -385,10 +386,23 @@ def explain_maps(
 
 def _explainer(model: Model, method: str, params: dict[str, Any]) -> Explainer:
     "An explainer of a model's network, made once."
+    takes = inspect.signature(EXPLAINERS[method]).parameters
+    changes_voxels = "regions" in takes or method == "occlusion"
+    if changes_voxels and model.covariates is not None:
+        raise ModelError(f"'{method}' changes parts of a scan, and the network sees covariates beside it, which have no place in a scan. "
+                         "Explain it by another method, such as integrated_gradients.")
+    if method == "occlusion" and model.residuals is not None and "scans" not in params:
+        raise ModelError("Occlusion changes a scan, before its covariates are taken out, and here are only maps. Explain scans one by one, "
+                         "as in model.explain(scan, method='occlusion', covariates=...), or give scans=....")
     key = f"{method} {sorted(params.items(), key=str)}"
-    if key not in model._explainers:
-        model._explainers = {key: build_explainer(method, model.network, **params)}
-    return model._explainers[key]
+    if key in model._explainers:
+        return model._explainers[key]
+    fixed = not any(isinstance(one, (torch.Tensor, np.ndarray)) for one in params.values())  # the text of an array is cut short
+    if "regions" in takes and isinstance(params.get("regions", "aal"), str):
+        params = {**params, "regions": torch.tensor(load_atlas(params.get("regions", "aal"), model.grid).labels)}
+    explainer = build_explainer(method, model.network, **params)
+    model._explainers = {key: explainer} if fixed else {}
+    return explainer
 
 # %% ../nbs/59_inference.ipynb #c11dca74
 def _covariate_relevance(model: Model, one: torch.Tensor, layer: str | None) -> dict[str, float]:
@@ -501,6 +515,12 @@ def predict_scan(
     return _prediction(model, _one(model, scan, covariates, resample, any_scale), (covariates or {}).get("age"))
 
 
+def _scan_behind(model: Model, one: _OneScan) -> torch.Tensor:
+    "The scan from which a residual map was made, as far as the residual model knows its voxels (1, 1, x, y, z)."
+    scan = one.volume.array if model.residuals.covered_ is None else one.volume.array * model.residuals.covered_
+    return torch.from_numpy(np.array(scan, np.float32))[None, None]
+
+
 def explain_scan(
     model: Model,                  # the model
     scan: Any,                     # path of a NIfTI file, a Volume, or an image of nibabel, nilearn or TorchIO, on the model's grid
@@ -520,7 +540,8 @@ def explain_scan(
     if number is None:
         note = f"'{chosen}' is explained, the predicted class, since no target was given."
         prediction = replace(prediction, notes=(*prediction.notes, note))
-    found = next(explain_maps(model, one.maps, method, chosen, 1, one.covariates, **params))
+    behind = {"scans": _scan_behind(model, one)} if method == "occlusion" and model.residuals is not None and "scans" not in params else {}
+    found = next(explain_maps(model, one.maps, method, chosen, 1, one.covariates, **params, **behind))
     return Explanation(Volume(found.relevance, model.grid), one.volume, prediction, chosen, method, params, found.check, found.layer,
                        found.covariates)
 

@@ -206,6 +206,6 @@ TRANSFORMS = Registry("transform", "data.transforms")
 NETWORKS = Registry("network", "models.networks", "models.factory", "models.keras")
 LOSSES = Registry("loss", "training.losses")
 EXPLAINERS = Registry("explainer", "explainers.gradients", "explainers.gradcam", "explainers.lrp",
-                      "explainers.references")
+                      "explainers.references", "explainers.perturbations")
 MEASURES = Registry("measure", "analysis.measures")
 BASELINES = Registry("baseline", "evaluation.baselines")

@@ -119,3 +119,14 @@ def test_wrong_parameters_are_refused():
                                 ("guided_grad_cam", {"layer": "none"}, "no layer 'none'")]:
         with pytest.raises(ExplainerError, match=words):
             build_explainer(name, make_network(), **params).attribute(SCAN, 1)
+
+
+def test_guided_grad_cam_is_captums_where_it_sees_every_relu():
+    from captum import attr
+
+    network = make_network()
+    ours = build_explainer("guided_grad_cam", network, layer="2").attribute(SCAN, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Captum tells of its hooks
+        theirs = attr.GuidedGradCam(network, network[2]).attribute(SCAN.clone().requires_grad_(), 1, interpolate_mode="trilinear")
+    torch.testing.assert_close(ours, theirs.detach())

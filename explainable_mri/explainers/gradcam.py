@@ -294,7 +294,7 @@ class GradCam(GradientExplainer):
         sides = [side for (start, count), size in zip(reversed(shown), reversed(inputs.shape)) for side in (start, size - start - count)]
         return (F.pad(maps, sides) if any(sides) else maps).expand_as(inputs)
 
-# %% ../../nbs/54_gradcam.ipynb #5b365212
+# %% ../../nbs/54_gradcam.ipynb #b88f549b
 class _GuidedGradient(_ReluExplainer):
     "Guided backpropagation that starts from 1, as Captum's."
 
@@ -318,7 +318,7 @@ class GuidedGradCam(GradCam):
     def _explain(self, inputs: torch.Tensor, targets: torch.Tensor, kept: tuple[Trail, torch.Size]) -> torch.Tensor:
         return super()._explain(inputs, targets, kept) * self._guided.attribute(inputs, targets)
 
-# %% ../../nbs/54_gradcam.ipynb #6daa49a5
+# %% ../../nbs/54_gradcam.ipynb #06ebf47a
 class _Decision(nn.Module):
     "The logits of a network less those of the scan itself, so that their exponential is 1; for MONAI's formula."
 
