@@ -221,5 +221,6 @@ def reliability_table(
     for part in _bins(likelihood, bins):
         n, share, z = len(part), truth[part].mean(), 1.96
         middle, reach = (share + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-        rows.append({"said": likelihood[part].mean(), "was": share, "low": middle - reach, "high": middle + reach, "scans": n})
+        ends = {"low": min(middle - reach, share), "high": max(middle + reach, share)}  # whatever rounding does
+        rows.append({"said": likelihood[part].mean(), "was": share, **ends, "scans": n})
     return pd.DataFrame(rows)
