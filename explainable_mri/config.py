@@ -196,8 +196,8 @@ class ExperimentConfig(_Section):
 
     @model_validator(mode="after")
     def _explain_the_number(self) -> "ExperimentConfig":
-        "A number that is estimated is the network's only output, so that no class has to be chosen."
-        if self.task.kind == "regression" and "target" not in self.explanation.model_fields_set:
+        "A number that is estimated is the network's only output: the default for classes does not hold."
+        if self.task.kind == "regression" and self.explanation.target == ExplanationConfig.model_fields["target"].default:
             self.explanation.target = None
         return self
 
