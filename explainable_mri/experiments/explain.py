@@ -88,8 +88,7 @@ def _sums(found: RelevanceMap) -> dict[str, object]:
 def _write_maps(config: ExperimentConfig, model: Model, scans: pd.DataFrame, folder: Path) -> None:
     "Explain scans, and write their maps, the mean maps of groups, and the tables of what was measured."
     atlas = load_atlas(config.explanation.atlas, model.grid)
-    asked = [one for one in config.explanation.measures if one.name != "brain_edge"]
-    measure = build_measures([*asked, Component(name="brain_edge")], model.grid)
+    measure = build_measures([*config.explanation.measures, Component(name="brain_edge")], model.grid)
     numbers, regions = [], []
 
     def explained() -> Iterator[np.ndarray]:
