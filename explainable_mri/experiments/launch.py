@@ -57,7 +57,8 @@ class Job:
 
     name: str                    # such as fold-3
     function: Callable[..., Any]  # importable by the new process
-    arguments: tuple[Any, ...] = ()
+    arguments: tuple[Any, ...]
+    logs: Path                   # folder for what it writes
 
 
 @dataclass(frozen=True)
@@ -119,28 +120,28 @@ def _stderr_to(path: Path) -> Iterator[None]:
 
 def launch(
     jobs: Sequence[Job],                      # what to run
-    folder: str | os.PathLike,                # gets the logs
     launcher: Literal["local", "slurm"] = "local",  # processes here, or jobs of a SLURM cluster
     at_once: int = 1,                         # jobs at a time on this machine; SLURM decides for itself
     **options: Any,                           # of submitit's executor, such as slurm_partition="gpu", gpus_per_node=1, timeout_min=600
 ) -> list[Outcome]:                           # how each job ended, in order
     "Run jobs in processes of their own and wait for all; raises `ConfigError` for a launcher that is not there."
-    executor, waiting, running, outcomes = _executor(launcher, Path(folder), options), list(jobs), {}, {}
+    executors = {job.logs: _executor(launcher, job.logs, options) for job in jobs}
+    waiting, running, outcomes = list(enumerate(jobs)), {}, {}
     limit = at_once if launcher == "local" else len(waiting)
-    with progress_bar(total=len(waiting), desc="Folds", unit="job") as bar:
+    with progress_bar(total=len(waiting), desc="Jobs", unit="job") as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < limit:
-                    job = waiting.pop(0)
-                    with _stderr_to(Path(folder, "launcher.log")):
-                        running[job.name] = (job, executor.submit(job.function, *job.arguments))
-                for name, (job, handle) in [*running.items()]:
+                    number, job = waiting.pop(0)
+                    with _stderr_to(job.logs / "launcher.log"):
+                        running[number] = (job, executors[job.logs].submit(job.function, *job.arguments))
+                for number, (job, handle) in [*running.items()]:
                     if handle.done():
-                        outcomes[name] = _outcome(job, handle)
-                        del running[name]
+                        outcomes[number] = _outcome(job, handle)
+                        del running[number]
                         bar.update()
                 time.sleep(0.2)
         finally:
             for _, handle in running.values():
                 handle.cancel()  # when the command is stopped, so are its jobs
-    return [outcomes[job.name] for job in jobs]
+    return [outcomes[number] for number in range(len(jobs))]

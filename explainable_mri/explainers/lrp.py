@@ -44,7 +44,8 @@ def choose_composite(
 
 # %% ../../nbs/51_lrp.ipynb #8e24fa1a
 _NEEDS = {"weights": "layers with weights", "scale": "normalisation layers", "one input": "steps with one input",
-          "terms": "sums, averages and steps that select values", "factors": "products, one factor of which is a gate"}
+          "terms": "sums, averages and steps that select values", "factors": "products, one factor of which is a gate",
+          "products": "products of tensors that depend on the scan", "softmax": "a softmax inside the network"}
 _TERMS = ("addition", "subtraction", "average", "mean of branches", "selection", "reshape", "scaling", "rescaling", "nested model", None)
 
 
@@ -56,7 +57,8 @@ def fits(
     relu = step.description.lower() in ("relu", "leakyrelu", "leaky_relu")
     return {"any": True, "weights": step.layer is not None, "scale": step.kind == "normalization", "one input": len(step.inputs) == 1,
             "terms": step.kind in _TERMS or step.layer is not None or relu,
-            "factors": step.kind == "gate" or step.kind == "multiplication" and getattr(rule, "signal_free", False)}[rule.needs]
+            "factors": step.kind == "gate" or step.kind == "multiplication" and getattr(rule, "signal_free", False),
+            "products": step.kind in ("product", "multiplication", "gate"), "softmax": step.kind == "softmax"}[rule.needs]
 
 
 def fitting_rules(
@@ -82,6 +84,9 @@ def step_rules(
         canonizer.apply(graph, lambda step: composite.named(step) is not None)
     rules = {node: composite.rule(step) for node, step in graph.steps.items()}
     without = [step for node, step in graph.steps.items() if rules[node] is None]
+    if any(step.kind in ("product", "softmax") for step in without):
+        raise ExplainerError("The network has attention, for which this composite has no rules. Transformers are explained by lrp.attnlrp, and by "
+                             "lrp.cplrp, which holds attention fixed.")
     if without:
         named = ", ".join(f"'{step.name}' ({step.description})" for step in without)
         raise ExplainerError(
