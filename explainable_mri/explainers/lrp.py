@@ -6,7 +6,7 @@
 __all__ = ['Saved', 'choose_composite', 'fits', 'fitting_rules', 'step_rules', 'forward', 'compare_logits', 'backward', 'LRP']
 
 # %% ../../nbs/51_lrp.ipynb #63a57333
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -181,6 +181,7 @@ def backward(
     rules: Mapping[fx.Node, Rule],  # the rule of each step
     relevance: torch.Tensor,       # relevance of the logits
     saved: Saved,                  # from `forward`; it is emptied
+    watch: Callable[[Step, Rule, torch.Tensor, tuple], None] | None = None,  # is told what each step receives and hands on
 ) -> torch.Tensor:                 # relevance of the inputs
     "Hand relevance back step by step; what a step kept is freed when it is done."
     collected = {graph.output: relevance}
@@ -188,8 +189,11 @@ def backward(
         node, made, kept, rule = saved.pop()
         if node not in collected:
             continue  # nothing that is explained depends on it
-        result = rule.backward(made, collected.pop(node), *kept)
+        received = collected.pop(node)
+        result = rule.backward(made, received, *kept)
         parts, step = result if isinstance(result, tuple) else (result,), graph.steps[node]
+        if watch is not None:
+            watch(step, rule, received, parts)
         for source, part, times in zip(step.inputs, parts, step.repeats or (1,) * len(parts)):
             part = part * times if times > 1 else part
             collected[source] = collected[source] + part if source in collected else part
@@ -200,6 +204,7 @@ class LRP(BaseExplainer):
     "Layer-wise relevance propagation through any network that torch.fx can trace."
 
     limit = 100.0  # sums are off by biases and denominators; a hundredfold is no map any more
+    watch: Callable | None = None  # of `backward`
     advice = "Denominators came near zero, as they do where contributions cancel. Use a larger epsilon, a rule as z_plus, or the other convention."
 
     def __init__(
@@ -243,7 +248,7 @@ class LRP(BaseExplainer):
         with torch.no_grad():
             start = self._start(ours.reshape(len(inputs), -1), output)
             relevance = torch.zeros_like(start).scatter_(1, targets[:, None], start.gather(1, targets[:, None]))
-            return backward(self.graph, self.rules, relevance.reshape(ours.shape), saved).contiguous()
+            return backward(self.graph, self.rules, relevance.reshape(ours.shape), saved, self.watch).contiguous()
 
     def _start(self, logits: torch.Tensor, output: Output) -> torch.Tensor:
         "Where relevance starts."
