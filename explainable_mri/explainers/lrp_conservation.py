@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['relevance_kept']
 
-# %% ../../nbs/57_lrp_conservation.ipynb #2790a2fc
+# %% ../../nbs/57_lrp_conservation.ipynb #8d413148
 from collections.abc import Sequence
 
 import pandas as pd
@@ -15,7 +15,7 @@ from .lrp import LRP
 from .lrp_graph import Step
 from .lrp_rules import Rule
 
-# %% ../../nbs/57_lrp_conservation.ipynb #eb700121
+# %% ../../nbs/57_lrp_conservation.ipynb #f84e5c82
 def relevance_kept(
     explainer: LRP,                                            # of the network
     inputs: torch.Tensor,                                      # batch (N, C, ...)

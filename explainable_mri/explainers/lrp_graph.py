@@ -116,7 +116,7 @@ def _computes_like(module: nn.Module, known: type[nn.Module]) -> bool:
     same = all(getattr(type(module), name, None) is getattr(known, name, None) for name in ("forward", "_conv_forward"))
     return same and "forward" not in vars(module) and "_conv_forward" not in vars(module)
 
-# %% ../../nbs/48_lrp_graph.ipynb #5adc0b3b
+# %% ../../nbs/48_lrp_graph.ipynb #ecc13c0f
 def masked(
     scores: torch.Tensor,  # any shape
     mask: torch.Tensor,    # of a shape that fits: True where a score counts, or numbers that are added
@@ -136,7 +136,7 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
         scores = scores.tracer.create_proxy("call_function", masked, (scores, attn_mask), {})
     return torch.softmax(scores, -1) @ value
 
-# %% ../../nbs/48_lrp_graph.ipynb #8b75afef
+# %% ../../nbs/48_lrp_graph.ipynb #d8ab1d28
 class _Tracer(fx.Tracer):
     "Looks into every module except those that have a kind of their own, and into attention."
 
@@ -147,7 +147,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         if hasattr(module, "relevance") or kind_of_module(module) is not None:
             return True
-        if _opens(module):
+        if _opened(module) is not None:
             return False
         inside = isinstance(module, sum((_MODULES[kind] for kind in _LINEAR), ())) and not getattr(module, "return_indices", False)
         return not inside and super().is_leaf_module(module, qualified_name)
@@ -157,14 +157,15 @@ class _Tracer(fx.Tracer):
             self.path_of_module(module)
         except NameError:  # made anew in `forward`
             return forward(*args, **kwargs)
-        return super().call_module(module, partial(_attend, module) if _opens(module) else forward, args, kwargs)
+        opened = _opened(module)
+        return super().call_module(module, forward if opened is None else partial(opened, module), args, kwargs)
 
     def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *more: Any, **options: Any) -> fx.Proxy:
         if target is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         return super().create_proxy(kind, target, args, kwargs, *more, **options)
 
-# %% ../../nbs/48_lrp_graph.ipynb #c6ff5155
+# %% ../../nbs/48_lrp_graph.ipynb #afa31ead
 def allowed(
     mask: torch.Tensor,  # of a `MultiheadAttention`: True where a score does not count, or numbers that are added
 ) -> torch.Tensor:       # as `masked` takes it
@@ -172,11 +173,13 @@ def allowed(
     return ~mask if mask.dtype == torch.bool else mask
 
 
-def _opens(module: nn.Module) -> bool:
-    "Whether a module is an attention layer of PyTorch that `_attend` can write out."
-    return type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn
+def _opened(module: nn.Module) -> Callable | None:
+    "What PyTorch's own attention and transformer layers compute, in steps that can be traced; None for other modules."
+    if type(module) is nn.MultiheadAttention and (module.bias_k is not None or module.add_zero_attn):
+        return None
+    return {nn.MultiheadAttention: _attend, nn.TransformerEncoderLayer: _encode, nn.TransformerEncoder: _encode_all}.get(type(module))
 
-# %% ../../nbs/48_lrp_graph.ipynb #13b4f5e2
+# %% ../../nbs/48_lrp_graph.ipynb #9e37e76d
 def _attend(module: nn.MultiheadAttention, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
             average_attn_weights=True, is_causal=False) -> tuple[fx.Proxy, None]:
     "`MultiheadAttention` as dense layers and attention; its weights are not given."
@@ -193,6 +196,22 @@ def _attend(module: nn.MultiheadAttention, query, key, value, key_padding_mask=N
     mask = None if attn_mask is None else query.tracer.create_proxy("call_function", allowed, (attn_mask,), {})
     made = module.out_proj(_attention(*parts, mask).transpose(1, 2).flatten(2))
     return made if module.batch_first else made.transpose(0, 1), None
+
+
+def _encode(module: nn.TransformerEncoderLayer, x, src_mask=None, src_key_padding_mask=None, is_causal=False) -> fx.Proxy:
+    "A layer of a transformer, without the shortcuts that depend on the input."
+    if module.norm_first:
+        x = x + module._sa_block(module.norm1(x), src_mask, src_key_padding_mask)
+        return x + module._ff_block(module.norm2(x))
+    x = module.norm1(x + module._sa_block(x, src_mask, src_key_padding_mask))
+    return module.norm2(x + module._ff_block(x))
+
+# %% ../../nbs/48_lrp_graph.ipynb #7d328666
+def _encode_all(module: nn.TransformerEncoder, src, mask=None, src_key_padding_mask=None, is_causal=None) -> fx.Proxy:
+    "The layers of a transformer one after another."
+    for layer in module.layers:
+        src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
+    return src if module.norm is None else module.norm(src)
 
 # %% ../../nbs/48_lrp_graph.ipynb #de41c7e1
 class _Shaped(fx.Proxy):
