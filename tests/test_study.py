@@ -88,8 +88,17 @@ def test_tables_give_every_auc_its_interval(study):
 AGE = ("name=age", "task={kind: regression, target: age, unit: years}", "loss.name=mse", "training.monitor=validation_mae")
 
 
-def test_a_number_is_compared_with_ridge_regressions(study):
-    folder, few = study[0], "covariates=[sex, tiv, field_strength]"
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    "A folder with the configuration and its simulated cohort."
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "tiny.yaml").write_text(TINY)
+    assert command(folder, "simulate", "tiny.yaml").returncode == 0
+    return folder
+
+
+def test_a_number_is_compared_with_ridge_regressions(place):
+    folder, few = place, "covariates=[sex, tiv, field_strength]"
     refused = command(folder, "train", "tiny.yaml", *AGE)
     assert refused.returncode == 1 and "covariates holds 'age', which the network is to estimate" in refused.stderr and "Traceback" not in refused.stderr
     for name in ("train", "report"):
@@ -108,11 +117,11 @@ def test_a_number_is_compared_with_ridge_regressions(study):
     assert "Mean absolute error in years" in page and "Youden" not in page and "probability of 0.5" not in page
 
 
-def test_three_classes_have_no_threshold(study):
+def test_three_classes_have_no_threshold(place):
     for name in ("train", "report"):
-        done = command(study[0], name, "tiny.yaml", "name=three", "task.classes={CN: [CN], MCI: [MCI], AD: [AD]}", "explanation.target=AD")
+        done = command(place, name, "tiny.yaml", "name=three", "task.classes={CN: [CN], MCI: [MCI], AD: [AD]}", "explanation.target=AD")
         assert done.returncode == 0, done.stderr
-    results = study[0] / "results" / "three"
+    results = place / "results" / "three"
     page, metrics = (results / "report.html").read_text(encoding="utf-8"), pd.read_csv(results / "study" / "metrics.csv")
     assert "A scan is called the class that is likeliest" in page and "probability of 0.5" not in page and "Youden" not in page
     assert set(metrics.threshold.dropna()) == {"the likelier of the two", "the likeliest class"}
