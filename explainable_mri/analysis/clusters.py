@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['regions_at', 'cluster_table']
 
-# %% ../../nbs/76_clusters.ipynb #411a2f5d
+# %% ../../nbs/76_clusters.ipynb #fc45c780
 import numpy as np
 import pandas as pd
 from nibabel.affines import apply_affine
@@ -14,7 +14,7 @@ from .hierarchy import region_hierarchy
 from ..data.atlases import Atlas
 from ..data.volumes import Grid
 
-# %% ../../nbs/76_clusters.ipynb #a41a3850
+# %% ../../nbs/76_clusters.ipynb #642c3922
 def regions_at(
     positions: np.ndarray,       # positions in mm (points, 3)
     atlas: Atlas,                # regions on the grid
@@ -30,7 +30,7 @@ def regions_at(
     labels, away = atlas.labels[tuple(nearest[:, *voxels])], distance[voxels]
     return pd.DataFrame({"region": [atlas.names.get(int(label), "") if far <= reach else "" for label, far in zip(labels, away)], "distance": away})
 
-# %% ../../nbs/76_clusters.ipynb #4049a89b
+# %% ../../nbs/76_clusters.ipynb #c6df126f
 def cluster_table(
     relevance: np.ndarray,           # relevance map (x, y, z) on the grid
     atlas: Atlas,                    # regions on the same grid
@@ -56,7 +56,7 @@ def cluster_table(
                 rows.append(_cluster(relevance[box], inside, [part.start for part in box], atlas.labels[box], atlas, grid))
     return _described(pd.DataFrame(rows, columns=["volume", "relevance", "peak", "x", "y", "z", "regions"]), atlas, grid)
 
-# %% ../../nbs/76_clusters.ipynb #8bb29aed
+# %% ../../nbs/76_clusters.ipynb #ec4ef50d
 def _cluster(values: np.ndarray, inside: np.ndarray, start: list[int], labels: np.ndarray, atlas: Atlas, grid: Grid) -> dict[str, object]:
     "A cluster in its box as a row: its size, its sum, its peak, and the regions that hold at least a tenth of it."
     place = np.unravel_index(np.argmax(np.where(inside, np.abs(values), -1)), values.shape)
