@@ -210,8 +210,8 @@ def report_command(config: ExperimentConfig) -> None:
 def crossval_command(words: tuple[str, ...], folds: int | None, launcher: str, jobs: int, options: tuple[str, ...]) -> None:
     """Train, test and explain every fold, each in an executed notebook, and report on all of them.
 
-    Run again, it keeps what is finished. Tables for the paper are in results/NAME/study/. Several CONFIG are run one after the other, and
-    compared in the end.
+    Run again, it keeps what is finished. Tables for the paper are in results/NAME/study/. The folds of several CONFIG are run side by
+    side, and compared in the end.
 
     \b
     Example:
@@ -219,8 +219,8 @@ def crossval_command(words: tuple[str, ...], folds: int | None, launcher: str, j
       explainable-mri crossval config/demo.yaml --launcher slurm --slurm slurm_partition=gpu --slurm gpus_per_node=1
       explainable-mri crossval config/study/*.yaml --jobs 2
     """
-    from explainable_mri.experiments.compare import compare_experiments, cross_validate_each
-    from explainable_mri.experiments.crossval import read_options
+    from explainable_mri.experiments.compare import compare_experiments
+    from explainable_mri.experiments.crossval import cross_validate_each, read_options
 
     overrides = [word for word in words if "=" in word and not Path(word).is_file()]
     files = [word for word in words if word not in overrides]
@@ -228,7 +228,8 @@ def crossval_command(words: tuple[str, ...], folds: int | None, launcher: str, j
         raise click.UsageError("Name a configuration, such as config/demo.yaml, before what is changed in it.")
     configs = [load_config(file, [*overrides, *([] if folds is None else [f"split.params.folds={folds}"])]) for file in files]
     finished, failed = [], False
-    for config, study in cross_validate_each(configs, launcher=launcher, at_once=jobs, **read_options(options)):
+    studies = cross_validate_each(configs, launcher=launcher, at_once=jobs, **read_options(options))
+    for config, study in zip(configs, studies):
         if len(configs) == 1 and isinstance(study, Exception):
             raise study
         click.echo(f"{config.name}: " * (len(configs) > 1) + (describe_error(study) if isinstance(study, Exception) else str(study)))

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['read_experiment', 'experiment_rows', 'tested_once', 'difference_of_scans', 'difference_table', 'Comparison',
-           'compare_experiments', 'cross_validate_each']
+           'compare_experiments']
 
 # %% ../../nbs/89_compare.ipynb #4a0646cd
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -20,7 +19,6 @@ from ..config import ExperimentConfig, load_config, make_config
 from ..data.identity import identity_key
 from ..errors import ConfigError
 from ..evaluation.summaries import comparison_table, metric_table
-from .crossval import Study, cross_validate
 from .folder import read_scans, trained_folds, write_table
 from .report import _with_interval, recorded_config
 from .train import pooled_predictions, read_predictions
@@ -203,23 +201,3 @@ def compare_experiments(
         figure.savefig(partial, dpi=150)
     write_json({"experiments": {name: str(config.folder) for name, config in configs.items()}, "notes": notes}, place / "made_from.json")
     return Comparison(place, table, differences, notes)
-
-# %% ../../nbs/89_compare.ipynb #32fb3e7d
-def cross_validate_each(
-    configs: Sequence[ExperimentConfig],  # experiments, of different names
-    **options: Any,                       # of `cross_validate`: folds, launcher, at_once, options of a cluster
-) -> Iterator[tuple[ExperimentConfig, Study | Exception]]:  # each experiment with its study, or why there is none
-    "Cross-validate experiments one after the other, and give each as soon as it is done; raises `ConfigError` for two of one folder."
-    folders = [config.folder.resolve() for config in configs]
-    if twice := [config for number, config in enumerate(configs) if folders[number] in folders[:number]]:
-        raise ConfigError(f"Two of the configurations are named '{twice[0].name}', so their results would go to one folder. Give each a name "
-                          "of its own.")
-    return ((config, _attempt(config, options)) for config in configs)
-
-
-def _attempt(config: ExperimentConfig, options: dict[str, Any]) -> Study | Exception:
-    "A study, or the error that ended it."
-    try:
-        return cross_validate(config, **options)
-    except Exception as error:  # whatever it was, the next experiment goes on
-        return error

@@ -58,7 +58,8 @@ class Job:
 
     name: str                    # such as fold-3
     function: Callable[..., Any]  # importable by the new process
-    arguments: tuple[Any, ...] = ()
+    arguments: tuple[Any, ...]
+    logs: Path                   # folder for what it writes
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _executor(launcher: str, folder: Path, options: dict[str, Any]) -> Any:
     executor.update_parameters(**({"timeout_min": 60 * 24 * 7} | options))
     return executor
 
-# %% ../../nbs/86_launch.ipynb #b69aa4e7
+# %% ../../nbs/86_launch.ipynb #f45e254e
 def _family(pid: int, created: float | None = None) -> list[Any]:
     "A process and all that it started; none where it is gone, or another has its number now."
     psutil = optional_import("psutil", "notebook")
@@ -157,7 +158,7 @@ def _stderr_to(path: Path) -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
 
-# %% ../../nbs/86_launch.ipynb #67804681
+# %% ../../nbs/86_launch.ipynb #2ca423a5
 def _seeing(devices: str | None, function: Callable[..., Any], *arguments: Any) -> Any:
     "Run a job that sees the GPUs which its command sees: submitit's local executor hides them."
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
@@ -177,32 +178,34 @@ def _stop(running: Iterable[Any], launcher: str) -> None:
 
 def launch(
     jobs: Sequence[Job],                      # what to run
-    folder: str | os.PathLike,                # gets the logs
     launcher: Literal["local", "slurm"] = "local",  # processes here, or jobs of a SLURM cluster
     at_once: int = 1,                         # jobs at a time on this machine; SLURM decides for itself
     **options: Any,                           # of submitit's executor, such as slurm_partition="gpu", gpus_per_node=1, timeout_min=600
 ) -> list[Outcome]:                           # how each job ended, in order
     "Run jobs in processes of their own and wait for all; raises `ConfigError` for a launcher that is not there."
-    executor, waiting, running, outcomes = _executor(launcher, Path(folder), options), list(jobs), {}, {}
+    executors = {job.logs: _executor(launcher, job.logs, options) for job in jobs}
+    waiting, running, outcomes = list(enumerate(jobs)), {}, {}
     limit, devices = at_once if launcher == "local" else len(waiting), os.environ.get("CUDA_VISIBLE_DEVICES")
-    _end_leftovers(Path(folder))
-    with progress_bar(total=len(waiting), desc="Folds", unit="job") as bar:
+    for folder in executors:
+        _end_leftovers(folder)
+    with progress_bar(total=len(waiting), desc="Jobs", unit="job") as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < limit:
-                    job = waiting.pop(0)
+                    number, job = waiting.pop(0)
                     seen = (_seeing, devices) if launcher == "local" else ()
-                    with _stderr_to(Path(folder, "launcher.log")):
-                        running[job.name] = (job, executor.submit(*seen, job.function, *job.arguments))
+                    with _stderr_to(job.logs / "launcher.log"):
+                        running[number] = (job, executors[job.logs].submit(*seen, job.function, *job.arguments))
                     if launcher == "local":
-                        _note(Path(folder), [int(handle.job_id) for _, handle in running.values()])
-                for name, (job, handle) in [*running.items()]:
+                        _note(job.logs, [int(handle.job_id) for other, handle in running.values() if other.logs == job.logs])
+                for number, (job, handle) in [*running.items()]:
                     if handle.done():
-                        outcomes[name] = _outcome(job, handle)
-                        del running[name]
+                        outcomes[number] = _outcome(job, handle)
+                        del running[number]
                         bar.update()
                 time.sleep(0.2)
         finally:
             _stop([handle for _, handle in running.values()], launcher)  # when the command is stopped, so are its jobs
-            Path(folder, f"running-{os.getpid()}.json").unlink(missing_ok=True)
-    return [outcomes[job.name] for job in jobs]
+            for folder in executors:
+                (folder / f"running-{os.getpid()}.json").unlink(missing_ok=True)
+    return [outcomes[number] for number in range(len(jobs))]

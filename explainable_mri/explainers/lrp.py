@@ -6,7 +6,7 @@
 __all__ = ['Saved', 'choose_composite', 'fits', 'fitting_rules', 'step_rules', 'forward', 'compare_logits', 'backward', 'LRP']
 
 # %% ../../nbs/51_lrp.ipynb #63a57333
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -44,7 +44,8 @@ def choose_composite(
 
 # %% ../../nbs/51_lrp.ipynb #8e24fa1a
 _NEEDS = {"weights": "layers with weights", "scale": "normalisation layers", "one input": "steps with one input",
-          "terms": "sums, averages and steps that select values", "factors": "products, one factor of which is a gate"}
+          "terms": "sums, averages and steps that select values", "factors": "products, one factor of which is a gate",
+          "products": "products of tensors that depend on the scan", "softmax": "a softmax inside the network"}
 _TERMS = ("addition", "subtraction", "average", "mean of branches", "selection", "reshape", "scaling", "rescaling", "nested model", None)
 
 
@@ -56,7 +57,8 @@ def fits(
     relu = step.description.lower() in ("relu", "leakyrelu", "leaky_relu")
     return {"any": True, "weights": step.layer is not None, "scale": step.kind == "normalization", "one input": len(step.inputs) == 1,
             "terms": step.kind in _TERMS or step.layer is not None or relu,
-            "factors": step.kind == "gate" or step.kind == "multiplication" and getattr(rule, "signal_free", False)}[rule.needs]
+            "factors": step.kind == "gate" or step.kind == "multiplication" and getattr(rule, "signal_free", False),
+            "products": step.kind in ("product", "multiplication", "gate"), "softmax": step.kind == "softmax"}[rule.needs]
 
 
 def fitting_rules(
@@ -82,6 +84,9 @@ def step_rules(
         canonizer.apply(graph, lambda step: composite.named(step) is not None)
     rules = {node: composite.rule(step) for node, step in graph.steps.items()}
     without = [step for node, step in graph.steps.items() if rules[node] is None]
+    if any(step.kind in ("product", "softmax") for step in without):
+        raise ExplainerError("The network has attention, for which this composite has no rules. Transformers are explained by lrp.attnlrp, and by "
+                             "lrp.cplrp, which holds attention fixed.")
     if without:
         named = ", ".join(f"'{step.name}' ({step.description})" for step in without)
         raise ExplainerError(
@@ -176,6 +181,7 @@ def backward(
     rules: Mapping[fx.Node, Rule],  # the rule of each step
     relevance: torch.Tensor,       # relevance of the logits
     saved: Saved,                  # from `forward`; it is emptied
+    watch: Callable[[Step, Rule, torch.Tensor, tuple], None] | None = None,  # is told what each step receives and hands on
 ) -> torch.Tensor:                 # relevance of the inputs
     "Hand relevance back step by step; what a step kept is freed when it is done."
     collected = {graph.output: relevance}
@@ -183,8 +189,11 @@ def backward(
         node, made, kept, rule = saved.pop()
         if node not in collected:
             continue  # nothing that is explained depends on it
-        result = rule.backward(made, collected.pop(node), *kept)
+        received = collected.pop(node)
+        result = rule.backward(made, received, *kept)
         parts, step = result if isinstance(result, tuple) else (result,), graph.steps[node]
+        if watch is not None:
+            watch(step, rule, received, parts)
         for source, part, times in zip(step.inputs, parts, step.repeats or (1,) * len(parts)):
             part = part * times if times > 1 else part
             collected[source] = collected[source] + part if source in collected else part
@@ -195,6 +204,7 @@ class LRP(BaseExplainer):
     "Layer-wise relevance propagation through any network that torch.fx can trace."
 
     limit = 100.0  # sums are off by biases and denominators; a hundredfold is no map any more
+    watch: Callable | None = None  # of `backward`
     advice = "Denominators came near zero, as they do where contributions cancel. Use a larger epsilon, a rule as z_plus, or the other convention."
 
     def __init__(
@@ -238,7 +248,7 @@ class LRP(BaseExplainer):
         with torch.no_grad():
             start = self._start(ours.reshape(len(inputs), -1), output)
             relevance = torch.zeros_like(start).scatter_(1, targets[:, None], start.gather(1, targets[:, None]))
-            return backward(self.graph, self.rules, relevance.reshape(ours.shape), saved).contiguous()
+            return backward(self.graph, self.rules, relevance.reshape(ours.shape), saved, self.watch).contiguous()
 
     def _start(self, logits: torch.Tensor, output: Output) -> torch.Tensor:
         "Where relevance starts."

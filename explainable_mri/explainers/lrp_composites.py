@@ -17,9 +17,9 @@ from ..errors import suggest
 from .base import Convention, ExplainerError
 from .lrp_canonizers import INNVESTIGATE, STANDARD, BatchNormSurrogate, Canonizer
 from .lrp_graph import Step
-from explainable_mri.explainers.lrp_rules import (
-    RULES, AlphaBeta, AlphaBetaX, Epsilon, Flat, Gamma, Gradient, Pass, Proportional, Rule, SignalTakesAll, WSquare, Z, ZBox, ZPlus,
-    ZPlusFast)
+from .lrp_rules import (
+    RULES, AlphaBeta, AlphaBetaX, AttentionFixed, CentredEpsilon, EqualShare, Epsilon, Flat, Gamma, Gradient, Pass, Proportional, Rule,
+    SignalTakesAll, SoftmaxExpansion, Uniform, WSquare, Z, ZBox, ZPlus, ZPlusFast)
 from ..registry import Registry
 
 # %% ../../nbs/50_lrp_composites.ipynb #cefaeaf6
@@ -79,7 +79,7 @@ _STANDARD_RULES = {
 }
 
 
-KINDS = ("dense", "convolution", "normalization", "multiplication", "gate", *_STANDARD_RULES)
+KINDS = ("dense", "convolution", "normalization", "multiplication", "gate", "product", "softmax", *_STANDARD_RULES)
 
 
 def make_composite(
@@ -247,6 +247,21 @@ def _epsilon_gamma_box(convention: Convention, low: float = 0.0, high: float = 1
                        gamma: float = 0.25) -> Composite:
     "LRP-ε in dense layers, LRP-γ in convolutions, the box rule in the first layer (Montavon et al. 2019)."
     return make_composite(convention, Epsilon(epsilon), Gamma(gamma), first=ZBox(low, high))
+
+# %% ../../nbs/50_lrp_composites.ipynb #1705a484
+@COMPOSITES.register("attnlrp")
+def _attnlrp(convention: Convention, epsilon: float = 1e-9) -> Composite:
+    "AttnLRP: LRP-ε, and rules for attention and layer norms, of transformers (Achtibat et al. 2024)."
+    composite = make_composite("standard", Epsilon(epsilon), normalization=CentredEpsilon(epsilon))
+    own = {"product": Uniform(epsilon), "softmax": SoftmaxExpansion(), "multiplication": EqualShare(), "gate": EqualShare()}
+    return replace(composite, rules={**composite.rules, **own})
+
+
+@COMPOSITES.register("cplrp")
+def _cplrp(convention: Convention, epsilon: float = 1e-9) -> Composite:
+    "CP-LRP: as attnlrp, with attention held fixed (Ali et al. 2022)."
+    composite = _attnlrp(convention, epsilon)
+    return replace(composite, rules={**composite.rules, "product": AttentionFixed(epsilon), "gate": SignalTakesAll()})
 
 # %% ../../nbs/50_lrp_composites.ipynb #e75bf6f2
 def read_rule(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Tensors', 'RULES', 'divide', 'stabilize', 'Rule', 'Pass', 'Gradient', 'Proportional', 'SignalTakesAll', 'EqualShare',
-           'PositivePass', 'PositiveGradient', 'Z', 'Epsilon', 'Gamma', 'WSquare', 'Flat', 'AlphaBeta', 'ZPlus',
-           'ZPlusFast', 'ZBox', 'AlphaBetaX']
+           'Uniform', 'AttentionFixed', 'SoftmaxExpansion', 'PositivePass', 'PositiveGradient', 'Z', 'Epsilon',
+           'CentredEpsilon', 'Gamma', 'WSquare', 'Flat', 'AlphaBeta', 'ZPlus', 'ZPlusFast', 'ZBox', 'AlphaBetaX']
 
 # %% ../../nbs/47_lrp_rules.ipynb #4a66361d
 from collections.abc import Callable
@@ -43,7 +43,7 @@ RULES = Registry("LRP rule")
 class Rule:
     "How a step of the network hands relevance down; two halves, like `torch.autograd.Function`."
 
-    needs: ClassVar[Literal["any", "weights", "scale", "one input", "terms", "factors"]] = "any"  # what steps it is for
+    needs: ClassVar[Literal["any", "weights", "scale", "one input", "terms", "factors", "products", "softmax"]] = "any"  # what steps it is for
     skips_zeros: ClassVar[bool] = False  # whether an input of 0 gets no relevance, so that background can be left out
 
     def forward(
@@ -135,6 +135,51 @@ class EqualShare(SignalTakesAll):
     def backward(self, operation: Operation, relevance: torch.Tensor, *inputs: torch.Tensor) -> Tensors:
         return tuple((relevance / len(inputs)).sum_to_size(x.shape) for x in inputs)
 
+# %% ../../nbs/47_lrp_rules.ipynb #ada9e93f
+@RULES.register("uniform")
+@dataclass(frozen=True)
+class Uniform(Rule):
+    "AttnLRP's rule for products: each term of a product is shared evenly among its factors."
+
+    needs = "products"
+    epsilon: float = 1e-9  # added to the absolute value of denominators
+
+    def forward(self, operation: Operation, *inputs: torch.Tensor) -> tuple[torch.Tensor, tuple]:
+        output, vjp = operation.vjp(*inputs)
+        return output, (inputs, output, vjp)
+
+    def backward(self, operation: Operation, relevance: torch.Tensor, inputs: tuple, output: torch.Tensor, vjp: Callable) -> Tensors:
+        gradients = vjp(relevance / stabilize(output, self.epsilon))
+        return tuple(x * gradient / operation.factors for x, gradient in zip(inputs, gradients))
+
+
+@RULES.register("attention_fixed")
+@dataclass(frozen=True)
+class AttentionFixed(Uniform):
+    "CP-LRP's rule for products: where one factor comes from a softmax, the other gets all relevance."
+
+    def backward(self, operation: Operation, relevance: torch.Tensor, inputs: tuple, output: torch.Tensor, vjp: Callable) -> Tensors:
+        parts = super().backward(operation, relevance, inputs, output, vjp)
+        if operation.signal is None:
+            return parts
+        return tuple(part * operation.factors if place == operation.signal else torch.zeros_like(part) for place, part in enumerate(parts))
+
+# %% ../../nbs/47_lrp_rules.ipynb #dd0bd555
+@RULES.register("softmax_expansion")
+@dataclass(frozen=True)
+class SoftmaxExpansion(Rule):
+    "AttnLRP's rule for a softmax: its first-order expansion; scores that are masked get none."
+
+    needs = "softmax"
+
+    def forward(self, operation: Operation, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
+        output, vjp = operation.vjp(x)
+        return output, (x, output, vjp)
+
+    def backward(self, operation: Operation, relevance: torch.Tensor, x: torch.Tensor, output: torch.Tensor, vjp: Callable) -> torch.Tensor:
+        [gradient] = vjp(divide(relevance, output))
+        return x.masked_fill(x.isinf(), 0) * gradient
+
 # %% ../../nbs/47_lrp_rules.ipynb #13b4f4e3
 @RULES.register("deconvnet")
 @dataclass(frozen=True)
@@ -185,6 +230,18 @@ class Epsilon(Z):
 
     def _divide(self, relevance: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         return relevance / stabilize(z, self.epsilon)
+
+# %% ../../nbs/47_lrp_rules.ipynb #b42a3202
+@RULES.register("centred_epsilon")
+@dataclass(frozen=True)
+class CentredEpsilon(Epsilon):
+    "LRP-ε through a layer norm: its mean is part of the layer, its standard deviation a constant."
+
+    needs = "scale"
+
+    def _share(self, layer: Scale, x: torch.Tensor, relevance: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        shared = layer.transpose(self._divide(relevance, z), layer.weight, x.shape)
+        return x * (shared if layer.centred is None else layer.centred(shared))
 
 # %% ../../nbs/47_lrp_rules.ipynb #813a15e1
 @RULES.register("gamma")
