@@ -327,7 +327,8 @@ def evaluate_command(config: ExperimentConfig, other: Path, folds: tuple[int, ..
     for note in read_json(place / "made_from.json")["notes"]:
         click.echo(f"Note: {note}")
     metrics = pd.read_csv(place / "metrics.csv")
-    click.echo(metrics[["comparison", "metric", "pooled", "low", "high", "persons", "scans"]].round(3).to_string(index=False))
+    shown = [name for name in metrics if name not in ("mean", "sd", "folds")]  # all scans count as one fold here
+    click.echo(metrics[shown].round(3).fillna({"threshold": ""}).to_string(index=False))
     click.echo(f"Evaluated: {place}")
 
 # %% ../nbs/95_cli.ipynb #8928d25f

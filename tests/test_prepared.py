@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from explainable_mri.data.cohorts import CohortError
-from explainable_mri.data.volumes import get_grid
+from explainable_mri.data.volumes import find_grid, get_grid, load_volume
 from explainable_mri.registry import COHORTS
 
 GRID = get_grid("mni_3mm")
@@ -125,3 +125,30 @@ def test_the_table_goes_before_the_reports_and_says_so(tmp_path):
     write(tmp_path / "people.csv", "subject,group,age,tiv\nsub-01,CN,70,1500\nsub-02,AD,75,1501\nsub-03,AD,80,1502\n")
     cohort = build(**parameters)
     assert cohort.table.tiv.tolist() == [1500, 1501, 1502] and any("tiv from people.csv, not from the reports" in note for note in cohort.notes)
+
+
+def test_deepmriprep_on_its_own_grid(tmp_path):
+    """Maps as deepmriprep 0.3 writes them: on its template (Template_4_GS.nii.gz: 113×137×113, x from right to left, 1.5 mm), as float32, with the numbers
+    of its tables under the headings that pandas gives them."""
+    grid, affine = get_grid("cat12.8_1.5mm"), np.array([[-1.5, 0, 0, 84], [0, 1.5, 0, -120], [0, 0, 1.5, -72], [0, 0, 0, 1.0]])
+    write(tmp_path / "people.csv", "subject,group,age\nsub-01,CN,70\nsub-02,AD,75\n")
+    for number, size in ((1, 1423.5), (2, 1510.2)):
+        name, folder = f"sub-0{number}_T1w", tmp_path / "out" / f"sub-0{number}_T1w"
+        folder.mkdir(parents=True)
+        values = np.zeros((113, 137, 113), np.float32)
+        values[76, 70, 38] = number  # at x = 84 - 1.5 * 76 = -30 mm: left
+        image = nib.Nifti1Image(values, affine)
+        image.header.set_qform(affine, 2)
+        image.header.set_sform(affine, 2)
+        nib.save(image, folder / f"mwp1{name}.nii.gz")
+        for kind, column, value in (("tiv", "tiv_cm3", size), ("affine_loss", "0", 0.1), ("warp_mse", "0", 0.01)):
+            write(folder / f"{kind}{name}.csv", f"{column}\n{value}\n")
+    parameters = {"folder": str(tmp_path / "out"), "table": str(tmp_path / "people.csv")}
+    cohort = COHORTS.build("prepared", grid, ["CN", "AD"], ["age", "tiv"], **parameters)
+    assert cohort.table.tiv.tolist() == [1423.5, 1510.2] and find_grid(cohort.table.path[0]) is grid
+    loaded = load_volume(cohort.table.path[1], grid)
+    assert loaded.shape == (100, 120, 100)
+    place = np.argwhere(np.asarray(loaded) == 2)[0]
+    np.testing.assert_allclose(nib.affines.apply_affine(grid.cropped_affine, place), (-30, -15, -15))
+    with pytest.raises(CohortError, match="but on 'cat12.8_1.5mm'"):
+        COHORTS.build("prepared", get_grid("cat12_1.5mm"), ["CN", "AD"], ["age", "tiv"], **parameters)

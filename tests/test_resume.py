@@ -1,4 +1,5 @@
 """A training that is killed goes on where it stood, and ends as if nothing had happened."""
+import json
 import os
 import signal
 import subprocess
@@ -34,7 +35,7 @@ class Scans(torch.utils.data.Dataset):
 
 def run(folder, delay=0.0, workers=0, **settings):
     torch.set_num_threads(1)
-    config = TrainingConfig(epochs=EPOCHS, batch_size=8, accelerator="cpu", workers=workers, monitor="validation_loss", **settings)
+    config = TrainingConfig(**{"epochs": EPOCHS, "batch_size": 8, "accelerator": "cpu", "workers": workers, "monitor": "validation_loss"} | settings)
     return train(Component(name="dyrba2021"), Scans(40, 1, delay), Scans(16, 2), config, folder)
 
 
@@ -49,23 +50,44 @@ def reference(tmp_path_factory):
     return run(folder), read_history(folder)
 
 
-def test_kill(tmp_path, reference):
-    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], stderr=subprocess.DEVNULL)
+def kill_after(folder, epochs, settings=None):
+    "Train in a process of its own, and kill it once so many epochs are written."
+    command = [sys.executable, __file__, str(folder), json.dumps(settings or {})]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "last.ckpt").exists():
-            assert process.poll() is None and time.monotonic() < deadline, "no epoch was finished"
+        while not (folder / "last.ckpt").exists() or len(read_history(folder)) < epochs:
+            assert process.poll() is None and time.monotonic() < deadline, f"{epochs} epochs were not finished"
             time.sleep(0.02)
         time.sleep(0.3)
     finally:
         os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
+
+def test_kill(tmp_path, reference):
+    kill_after(tmp_path, 1)
     assert 1 <= len(read_history(tmp_path)) < EPOCHS
 
     model, (expected, history) = run(tmp_path), reference
     assert model.epoch == expected.epoch
     assert_same(model, expected)
     assert read_history(tmp_path).drop(columns="seconds").equals(history.drop(columns="seconds"))
+
+
+@pytest.mark.parametrize("settings", [
+    {"accumulate": 3, "clip": 0.5, "optimizer": {"name": "sgd", "params": {"momentum": 0.9}}},
+    {"precision": "bf16-mixed", "schedule": {"name": "cosine"}}, {"schedule": {"name": "plateau", "params": {"patience": 0}}},
+    {"epochs": 40, "patience": 3, "learning_rate": 0.01}], ids=["accumulation", "bfloat16 and schedule", "plateau", "early stopping"])
+def test_kill_under_other_settings(settings, tmp_path):
+    "Accumulation, bfloat16, schedules, and a training that is to stop early, killed in the epoch before its last."
+    expected, history = run(tmp_path / "whole", **settings), read_history(tmp_path / "whole")
+    assert len(history) < settings.get("epochs", EPOCHS + 1), "the training did not stop early"
+    kill_after(tmp_path / "killed", len(history) - 1, settings)
+    model = run(tmp_path / "killed", **settings)
+    assert model.epoch == expected.epoch
+    assert_same(model, expected)
+    assert read_history(tmp_path / "killed").drop(columns="seconds").equals(history.drop(columns="seconds"))
 
 
 def test_workers_do_not_change_the_result(tmp_path, reference):
@@ -138,4 +160,4 @@ def test_training_starts_from_pretrained_weights(tmp_path, reference):
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), delay=0.02)
+    run(Path(sys.argv[1]), delay=0.02, **json.loads(sys.argv[2]))

@@ -74,6 +74,57 @@ def test_tables_give_every_auc_its_interval(study):
     assert all((place / f"{name}.tex").is_file() for name in ("metrics", "subgroups", "calibration", "baselines", "folds"))
     predictions = pd.read_csv(study[0] / "results" / "tiny" / "fold-1" / "predictions.csv")
     assert (predictions.likelihood_low <= predictions.likelihood).all() and (predictions.likelihood <= predictions.likelihood_high).all()
+    at_youden = metrics[metrics.threshold.str.startswith("Youden's, likelihood", na=False)]
+    names = {"balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1"}
+    for comparison in ("MCI vs CN", "AD vs CN"):
+        assert set(at_youden[at_youden.comparison == comparison].metric) == names
+        assert set(metrics[(metrics.comparison == comparison) & (metrics.threshold == "probability 0.5")].metric) == names
+    told = at_youden.pooled.notna() & at_youden.low.notna()
+    assert told.any() and (at_youden.low[told] <= at_youden.pooled[told]).all() and (at_youden.pooled[told] <= at_youden.high[told]).all()
+    page = (study[0] / "results" / "tiny" / "report.html").read_text(encoding="utf-8")
+    assert "Youden&#39;s, likelihood" in page and "probability 0.5" in page
+
+
+AGE = ("name=age", "task={kind: regression, target: age, unit: years}", "loss.name=mse", "training.monitor=validation_mae")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    "A folder with the configuration and its simulated cohort."
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "tiny.yaml").write_text(TINY)
+    assert command(folder, "simulate", "tiny.yaml").returncode == 0
+    return folder
+
+
+def test_a_number_is_compared_with_ridge_regressions(place):
+    folder, few = place, "covariates=[sex, tiv, field_strength]"
+    refused = command(folder, "train", "tiny.yaml", *AGE)
+    assert refused.returncode == 1 and "covariates holds 'age', which the network is to estimate" in refused.stderr and "Traceback" not in refused.stderr
+    for name in ("train", "report"):
+        done = command(folder, name, "tiny.yaml", *AGE, few)
+        assert done.returncode == 0, done.stderr
+    results = folder / "results" / "age"
+    predicted, others = (pd.read_csv(results / "fold-1" / f"{name}.csv") for name in ("predictions", "baselines"))
+    table = pd.read_csv(results / "study" / "baselines.csv").set_index("against")
+    assert set(table.index) == {"region_volume", "regional_volumes", "linear_maps"}
+    for name, row in table.iterrows():
+        assert row["other"] == pytest.approx((others[f"{name} prediction"] - predicted.age).abs().mean(), rel=1e-5)
+        assert row.network == pytest.approx((predicted.prediction - predicted.age).abs().mean(), rel=1e-5)
+        assert row.difference == pytest.approx(row.network - row["other"]) and row.low <= row.difference <= row.high and 0 < row.p <= 1
+        assert row.network_low <= row.network <= row.network_high and row.other_r_low <= row.other_r <= row.other_r_high
+    page = (results / "report.html").read_text(encoding="utf-8")
+    assert "Mean absolute error in years" in page and "Youden" not in page and "probability of 0.5" not in page
+
+
+def test_three_classes_have_no_threshold(place):
+    for name in ("train", "report"):
+        done = command(place, name, "tiny.yaml", "name=three", "task.classes={CN: [CN], MCI: [MCI], AD: [AD]}", "explanation.target=AD")
+        assert done.returncode == 0, done.stderr
+    results = place / "results" / "three"
+    page, metrics = (results / "report.html").read_text(encoding="utf-8"), pd.read_csv(results / "study" / "metrics.csv")
+    assert "A scan is called the class that is likeliest" in page and "probability of 0.5" not in page and "Youden" not in page
+    assert set(metrics.threshold.dropna()) == {"the likelier of the two", "the likeliest class"}
 
 
 def test_the_notebook_is_the_page_of_the_study(study, monkeypatch):

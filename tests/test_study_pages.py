@@ -41,9 +41,9 @@ def test_intervals_of_a_reliability_diagram_hold_the_share(share, count):
 
 
 def test_what_the_network_adds_is_what_the_table_of_the_study_gives():
-    scans, text = pd.read_csv(NBS / "data/demo_study.csv"), shown("what_the_network_adds.ipynb")
+    scans, text = pd.read_csv(NBS / "data/study_cnn.csv"), shown("what_the_network_adds.ipynb")
     task = Classification(classes={"CN": ["CN"], "MCI or AD": ["MCI", "AD"]})
-    assert (NBS / "data/demo_study.csv").stat().st_size < 200_000 and scans.groupby("subject").fold.nunique().max() == 1
+    assert (NBS / "data/study_cnn.csv").stat().st_size < 200_000 and scans.groupby("subject").fold.nunique().max() == 1
     assert f"{len(scans)} scans of {scans.subject.nunique()} persons, {scans.fold.nunique()} folds" in text
     for row in comparison_table(task, scans, ["region_volume"]).itertuples():
         assert f"{row.comparison}, network against region_volume: {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" in text

@@ -18,11 +18,33 @@ def config(tmp_path):
 
 
 def test_an_interrupted_trial_comes_first_again(config, tmp_path):
-    search = searching.open_search(config, tmp_path)
-    values = searching._suggest(search.ask(), config.sweep.keys)
-    again = searching.open_search(config, tmp_path)
-    assert searching._suggest(again.ask(), config.sweep.keys) == values
-    assert searching.trial_table(again).empty  # one that was interrupted does not count
+    values = []
+    for _ in range(2):
+        search = searching.open_search(config, tmp_path)
+        assert searching.trial_table(search).empty  # one that was interrupted does not count
+        search.sampler = searching.sampler_of(config, 0)
+        values.append(searching._suggest(search.ask(), config.sweep.keys))
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("stopped", [0, 3, 11])  # at first values are drawn at random, after ten trials by what was found
+def test_a_search_that_is_interrupted_tries_what_it_would_have_tried(config, monkeypatch, tmp_path, stopped):
+    calls = []
+
+    def run(trial, metric):
+        calls.append(1)
+        if len(calls) == stopped + 1 and trial.results.is_relative_to(tmp_path / "stopped"):
+            raise KeyboardInterrupt
+        return -abs(trial.training.learning_rate - 0.004) - trial.training.batch_size / 1000
+
+    monkeypatch.setattr(searching, "run_trial", run)
+    whole = searching.sweep(config, trials=13)
+    calls.clear()
+    other = make_config(config.model_dump(mode="json") | {"results": str(tmp_path / "stopped")})
+    with pytest.raises(KeyboardInterrupt):
+        searching.sweep(other, trials=13)
+    again = searching.sweep(other, trials=13)
+    assert again.table.equals(whole.table) and again.best.training == whole.best.training
 
 
 def test_values_keep_to_their_ranges_and_kinds(config, tmp_path):

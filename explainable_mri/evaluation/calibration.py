@@ -30,19 +30,27 @@ def _logit(probability: np.ndarray) -> np.ndarray:
 
 
 def _fit_line(z: np.ndarray, truth: np.ndarray, intercept: bool) -> list[float]:
-    "Slope and intercept of a logistic regression on logits, with Platt's targets, which keep it finite."
+    "Slope, never below 0, and intercept of a logistic regression on logits, by Firth's penalised likelihood."
     from scipy.optimize import minimize
 
-    positive, negative = truth.sum(), (~truth).sum()
-    target = np.where(truth, (positive + 1) / (positive + 2), 1 / (negative + 2))
+    middle = z.mean() if intercept else 0.0
+    scale = math.sqrt(np.mean((z - middle) ** 2))
+    if scale < _EDGE:  # the network says the same of all scans
+        return [0.0, float(logit((truth.sum() + 0.5) / (len(truth) + 1)))] if intercept else [1.0, 0.0]
+    design = np.column_stack([(z - middle) / scale, np.ones(len(z))])[:, :1 + intercept]
 
-    def loss(line: np.ndarray) -> float:
-        values = line[0] * z + (line[1] if intercept else 0.0)
-        return float(np.mean(np.logaddexp(0, values) - target * values))
+    def loss(line: np.ndarray) -> tuple[float, np.ndarray]:
+        values = design @ line
+        called, weights = expit(values), expit(values) * expit(-values)
+        information = (design * weights[:, None]).T @ design
+        leverage = weights * np.einsum("ij,ji->i", design, np.linalg.solve(information, design.T))
+        gradient = design.T @ (called - truth + leverage * (called - 0.5))
+        return float(np.sum(np.logaddexp(0, values) - truth * values) - 0.5 * np.linalg.slogdet(information)[1]), gradient
 
-    found = minimize(loss, [1.0, 0.0] if intercept else [1.0], method="L-BFGS-B",
-                     bounds=[(0.0, None), (None, None)][:1 + intercept])
-    return [float(found.x[0]), float(found.x[1]) if intercept else 0.0]
+    bounds = [(0.0, 30.0), (-30.0, 30.0)][:1 + intercept]  # in standard deviations of the logits; beyond, exp runs out of digits
+    found = minimize(loss, [1.0, 0.0][:1 + intercept], jac=True, method="L-BFGS-B", bounds=bounds).x
+    slope = float(found[0]) / scale
+    return [slope, float(found[1]) - slope * middle if intercept else 0.0]
 
 
 def _fit_curve(probability: np.ndarray, truth: np.ndarray) -> list[list[float]]:

@@ -46,7 +46,7 @@ def experiment_rows(
     config: ExperimentConfig,  # from `read_experiment`
     name: str,                 # how the experiment is called in the table
 ) -> pd.DataFrame:  # experiment, network, parameters, folds, training_seconds, comparison, persons, scans, each metric with _low and _high
-    "An experiment as rows of a comparison, one a contrast; metrics are those of its study's tables."
+    "An experiment as rows of a comparison, one a contrast; metrics are those of its study's tables, `sensitivity_youden` at Youden's threshold."
     folders = trained_folds(config)
     network = load_model(folders[0]).network
     facts = {"experiment": name, "network": config.model.name, "parameters": sum(one.numel() for one in network.parameters()),
@@ -56,7 +56,8 @@ def experiment_rows(
     for comparison, table in measured.groupby("comparison", sort=False):
         row = facts | {"comparison": comparison, "persons": table.persons.iloc[0], "scans": table.scans.iloc[0]}
         for one in table.itertuples():
-            row |= {one.metric: one.pooled, f"{one.metric}_low": one.low, f"{one.metric}_high": one.high}
+            name = f"{one.metric}_youden" if getattr(one, "threshold", "").startswith("Youden's") else one.metric
+            row |= {name: one.pooled, f"{name}_low": one.low, f"{name}_high": one.high}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -79,6 +79,8 @@ def evaluate_cohort(
     predicted = predict_table([load_model(folder) for folder in chosen], table, config.training.batch_size)
     results = config.folder / "evaluations" / other.name
     columns = [name for name in config.evaluation.subgroups if name in table]
+    if "likelihood" in predicted:  # that of an ensemble is a mean, and so is its threshold
+        predicted["youden_threshold"] = np.mean([read_json(folder / "calibration.json")["threshold"] for folder in chosen])
     scans = table[[*SCAN, *columns]].join(predicted)
     write_table(scans, results / "predictions.csv")
     for name, made in _measured(config, scans[scans.group.isin(config.task.groups)].assign(fold="all"), columns).items():

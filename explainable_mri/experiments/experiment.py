@@ -74,7 +74,7 @@ class Experiment:
         return load_model(self.folder / f"fold-{fold}")
 
     def metrics(self) -> pd.DataFrame:
-        "Metrics of the test scans: columns fold, comparison, n, auc, balanced_accuracy, ...; a row a fold and comparison."
+        "Metrics of the test scans: columns fold, comparison, threshold, n, auc, ...; a row a fold, comparison and threshold."
         folders = trained_folds(self.config)
         for folder in folders:
             check_seal(folder)

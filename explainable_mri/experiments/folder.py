@@ -85,10 +85,11 @@ def all_covariates(
     config: ExperimentConfig,  # the experiment
 ) -> list[str]:                # columns of the cohort
     "The covariates that are taken out of the maps, and those that the network sees beside them."
-    named = [*config.covariates, *config.model.covariates]
-    if config.task.kind == "regression" and config.task.target in config.model.covariates:
-        raise ConfigError(f"model.covariates holds '{config.task.target}', which the network is to estimate. Take it out.")
-    return list(dict.fromkeys(named))
+    lists = {"covariates": config.covariates, "model.covariates": config.model.covariates}
+    if wrong := [name for name, named in lists.items() if config.task.kind == "regression" and config.task.target in named]:
+        left = ", ".join(name for name in lists[wrong[0]] if name != config.task.target)
+        raise ConfigError(f"{wrong[0]} holds '{config.task.target}', which the network is to estimate. Take it out, with {wrong[0]}=[{left}].")
+    return list(dict.fromkeys([*config.covariates, *config.model.covariates]))
 
 
 def load_cohort(

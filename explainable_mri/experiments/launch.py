@@ -7,8 +7,9 @@ __all__ = ['find_notebook', 'run_notebook', 'Job', 'Outcome', 'check_launcher', 
 
 # %% ../../nbs/86_launch.ipynb #dfc59116
 import os
+import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import explainable_mri
 from ..environment import optional_import, progress_bar
 from ..errors import ConfigError
-from ..files import replacing
+from ..files import read_json, replacing, write_json
 
 # %% ../../nbs/86_launch.ipynb #c8752ce4
 def find_notebook(
@@ -91,6 +92,46 @@ def _executor(launcher: str, folder: Path, options: dict[str, Any]) -> Any:
     executor.update_parameters(**({"timeout_min": 60 * 24 * 7} | options))
     return executor
 
+# %% ../../nbs/86_launch.ipynb #f45e254e
+def _family(pid: int, created: float | None = None) -> list[Any]:
+    "A process and all that it started; none where it is gone, or another has its number now."
+    psutil = optional_import("psutil", "notebook")
+    try:
+        process = psutil.Process(pid)
+        if created is not None and abs(process.create_time() - created) > 1:
+            return []
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _end(processes: Iterable[Any], seconds: float = 3.0) -> None:
+    "Wait for processes that were asked to end, and kill those that do not."
+    psutil = optional_import("psutil", "notebook")
+    _, left = psutil.wait_procs(list(processes), timeout=seconds)
+    for process in left:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            pass
+    psutil.wait_procs(left, timeout=5)
+
+
+def _note(folder: Path, pids: Iterable[int]) -> None:
+    "Write down which processes this command has started, for the case that it is killed."
+    own, *_ = _family(os.getpid())
+    jobs = [(family[0].pid, family[0].create_time()) for pid in pids if (family := _family(pid))]
+    write_json({"machine": platform.node(), "command": [own.pid, own.create_time()], "jobs": jobs}, folder / f"running-{own.pid}.json")
+
+
+def _end_leftovers(folder: Path) -> None:
+    "End the jobs of commands that were killed on this machine."
+    for path in folder.glob("running-*.json"):
+        known = read_json(path)
+        if known["machine"] == platform.node() and not _family(*known["command"]):
+            _end([one for job in known["jobs"] for one in _family(*job)], seconds=0)
+            path.unlink()
+
 # %% ../../nbs/86_launch.ipynb #0f9f0455
 _NOISE = (" ", "-", "Traceback", "submitit", "═", "Job (", "You can check", "File ", "Unable to parse", "Passed unknown", "[IPKernelApp]")
 
@@ -117,6 +158,23 @@ def _stderr_to(path: Path) -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
 
+# %% ../../nbs/86_launch.ipynb #2ca423a5
+def _seeing(devices: str | None, function: Callable[..., Any], *arguments: Any) -> Any:
+    "Run a job that sees the GPUs which its command sees: submitit's local executor hides them."
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    return function(*arguments)
+
+
+def _stop(running: Iterable[Any], launcher: str) -> None:
+    "Stop jobs of submitit, and wait until their processes on this machine are gone."
+    running = list(running)
+    processes = [one for handle in running if launcher == "local" for one in _family(int(handle.job_id))]
+    for handle in running:
+        handle.cancel()
+    _end(processes)
+
 
 def launch(
     jobs: Sequence[Job],                      # what to run
@@ -127,14 +185,19 @@ def launch(
     "Run jobs in processes of their own and wait for all; raises `ConfigError` for a launcher that is not there."
     executors = {job.logs: _executor(launcher, job.logs, options) for job in jobs}
     waiting, running, outcomes = list(enumerate(jobs)), {}, {}
-    limit = at_once if launcher == "local" else len(waiting)
+    limit, devices = at_once if launcher == "local" else len(waiting), os.environ.get("CUDA_VISIBLE_DEVICES")
+    for folder in executors:
+        _end_leftovers(folder)
     with progress_bar(total=len(waiting), desc="Jobs", unit="job") as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < limit:
                     number, job = waiting.pop(0)
+                    seen = (_seeing, devices) if launcher == "local" else ()
                     with _stderr_to(job.logs / "launcher.log"):
-                        running[number] = (job, executors[job.logs].submit(job.function, *job.arguments))
+                        running[number] = (job, executors[job.logs].submit(*seen, job.function, *job.arguments))
+                    if launcher == "local":
+                        _note(job.logs, [int(handle.job_id) for other, handle in running.values() if other.logs == job.logs])
                 for number, (job, handle) in [*running.items()]:
                     if handle.done():
                         outcomes[number] = _outcome(job, handle)
@@ -142,6 +205,7 @@ def launch(
                         bar.update()
                 time.sleep(0.2)
         finally:
-            for _, handle in running.values():
-                handle.cancel()  # when the command is stopped, so are its jobs
+            _stop([handle for _, handle in running.values()], launcher)  # when the command is stopped, so are its jobs
+            for folder in executors:
+                (folder / f"running-{os.getpid()}.json").unlink(missing_ok=True)
     return [outcomes[number] for number in range(len(jobs))]

@@ -56,8 +56,10 @@ def recorded_config(
 # %% ../../nbs/84_report.ipynb #2371830f
 _METRICS = {name: "{:.3f}" for name in ("auc", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")} | {
     name: "{:.2f}" for name in ("mae", "bias", "r")}
+_OTHER_FORMATS = {"difference": "{:+.3f}", "p": "{:.2g}", "minutes": "{:.1f}", "Youden's threshold": "{:.2f}"}
 _NAMES = {"balanced_accuracy": "balanced accuracy", "auc": "AUC", "ppv": "PPV", "npv": "NPV", "f1": "F1", "mae": "mean absolute error",
-          "brier": "Brier score", "log_loss": "log-loss", "ece": "ECE", "of": "of the", "auc_low": "low", "auc_high": "high"}
+          "brier": "Brier score", "log_loss": "log-loss", "ece": "ECE", "of": "of the", "auc_low": "low", "auc_high": "high",
+          "network_r": "r of the network", "other_r": "r of the other"}
 _ALT = {
     "cohort": "age, head size, sex and field strength by group", "roc": "ROC curves of the test scans",
     "confusion": "confusion matrix of the test scans",
@@ -80,6 +82,23 @@ def _cohort_section(config: ExperimentConfig, cohort: Cohort) -> Section:
         table, "The people of the experiment, each with the first scan listed. p tests whether the groups differ; "
         "a difference in a covariate can be mistaken for the disease."), *_figures({"cohort": plot_cohort(cohort.table)})])
 
+# %% ../../nbs/84_report.ipynb #e7a63018
+def _words(config: ExperimentConfig) -> dict[str, str]:
+    "What the report says of this task: when a scan is called, what a wrong call is, and how the network is compared with what is simpler."
+    if config.task.kind == "regression":
+        unit = f" in {config.task.unit}" if config.task.unit else ""
+        return {"called": "", "wrong": "", "baselines": (
+            f"Mean absolute error{unit} and correlation r with the truth, of the network and of ridge regressions that get the covariates, too, "
+            "on the same test scans, fitted on the same training scans, with 95 % intervals over persons; difference of the errors, network "
+            "minus other, with 95 % interval and p from drawn persons. Less is better.")}
+    several = len(config.task.outputs) > 2
+    called = ("A scan is called the class that is likeliest; where two groups are compared, the likelier of their two classes. " if several else
+              "What depends on a threshold is given at a probability of 0.5, and at Youden's threshold of the calibrated likelihood, which the "
+              "validation scans of each fold chose. ")
+    return {"called": called, "wrong": f"{'likeliest class' if several else 'class at a probability of 0.5'} is not theirs", "baselines": (
+        "AUC of the network and of logistic regressions on the same test scans, fitted on the same training scans; difference with 95 % "
+        "interval and DeLong's p over persons.")}
+
 
 def _prediction_section(config: ExperimentConfig, folders: list[Path]) -> Section:
     "Metrics and figures of the test scans."
@@ -90,7 +109,7 @@ def _prediction_section(config: ExperimentConfig, folders: list[Path]) -> Sectio
         intervals = auc_table(config.task, scans, task_metrics(config.task, scans, scans))
         lines = [f"{name.replace('_', ' ')} {low:.2f} to {high:.2f}" for name, (low, high) in intervals.items()]
         words = ["Each comparison takes the test scans of two groups. Sensitivity is the share of patients that are recognised, "
-                 "specificity that of controls, both at a probability of 0.5.",
+                 f"specificity that of controls. {_words(config)['called'].strip()}",
                  f"95 % intervals of the AUC over persons, by Newcombe's method: {'; '.join(lines)}.", *words]
     return Section("Predictions for unseen scans", [
         Text("\n\n".join(words)), Table(table, "Metrics of the test scans.", formats=_METRICS, names=_NAMES),
@@ -101,7 +120,7 @@ _STUDY = {  # table: title of its section, caption
     "metrics": (
         "Metrics with intervals", "Mean and standard deviation over folds, and the value for all test persons together (pooled) with "
         "a 95 % interval over persons: Newcombe's for the AUC, of drawn persons for the rest. Pooling puts networks of different folds "
-        "together. PPV and NPV hold where patients are as frequent as here."),
+        "together. {called}PPV and NPV hold where patients are as frequent as here."),
     "held_out": (
         "Cohort by cohort", "Metrics of each cohort by the network that was trained on the others and never saw it, with 95 % intervals over "
         "persons: Newcombe's for the AUC, of drawn persons for the rest."),
@@ -109,11 +128,10 @@ _STUDY = {  # table: title of its section, caption
         "Does the likelihood hold?", "Brier score, log-loss and expected calibration error of the network's probability and of the "
         "calibrated likelihood, for all patients against all controls, with 95 % intervals over persons; less is better."),
     "baselines": (
-        "Against what is simpler", "AUC of the network and of logistic regressions on the same test scans, fitted on the same "
-        "training scans; difference with 95 % interval and DeLong's p over persons."),
-    "subgroups": ("For whom does it hold?", "All patients against all controls, by subgroup, with 95 % intervals over persons."),
-    "misclassified": (
-        "Misclassified scans", "The test scans whose class was called wrongly at a probability of 0.5, the surest errors first."),
+        "Against what is simpler", "{baselines}"),
+    "subgroups": ("For whom does it hold?", "All patients against all controls, by subgroup, at a probability of 0.5, with 95 % intervals over "
+                  "persons."),
+    "misclassified": ("Misclassified scans", "The test scans whose {wrong}, the surest errors first."),
     "folds": ("How it was made", "Sizes of the parts, epochs and durations of each fold."),
 }
 
@@ -132,35 +150,40 @@ def _with_interval(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 # %% ../../nbs/84_report.ipynb #05950cbb
+def _what(table: pd.DataFrame) -> dict[str, pd.Series]:
+    "Of which metric a row is: the comparison, the metric's name, and of classes the threshold."
+    called = {"threshold": table.threshold.fillna("")} if "threshold" in table else {}
+    return {"comparison": table.comparison, "metric": table.metric.map(lambda name: _NAMES.get(name, name)), **called}
+
+
 def _metric_cells(table: pd.DataFrame) -> pd.DataFrame:
     "The table of metrics with a cell for each comparison's mean ± sd and pooled value with interval."
     forms = table.metric.isin(["mae", "bias"]).map({True: ".1f", False: ".3f"})
     spread = [("–" if pd.isna(mean) else f"{mean:{form}} ± {sd:{form}}") if folds > 1 else "one fold" for mean, sd, folds, form in
               zip(table["mean"], table["sd"], table.folds, forms)]
     pooled = [_cell(*values) for values in zip(table.pooled, table.low, table.high, forms)]
-    return pd.DataFrame({"comparison": table.comparison, "metric": table.metric.map(lambda name: _NAMES.get(name, name)),
-                         "mean ± sd over folds": spread, "pooled (95 % interval)": pooled, "persons": table.persons, "scans": table.scans})
+    return pd.DataFrame({**_what(table), "mean ± sd over folds": spread, "pooled (95 % interval)": pooled,
+                         "persons": table.persons, "scans": table.scans})
 
 
 def _held_out_cells(table: pd.DataFrame) -> pd.DataFrame:
     "The table of cohorts that were left out, with a cell for each value and its interval."
     forms = table.metric.isin(["mae", "bias"]).map({True: ".1f", False: ".3f"})
     cells = [_cell(*values) for values in zip(table.value, table.low, table.high, forms)]
-    return pd.DataFrame({"held out": table.held_out, "comparison": table.comparison, "metric": table.metric.map(lambda name: _NAMES.get(name, name)),
-                         "value (95 % interval)": cells, "persons": table.persons, "scans": table.scans})
+    return pd.DataFrame({"held out": table.held_out, **_what(table), "value (95 % interval)": cells, "persons": table.persons, "scans": table.scans})
 
 
-def _study_sections(tables: dict[str, pd.DataFrame], figures: dict[str, matplotlib.figure.Figure]) -> list[Section]:
+def _study_sections(config: ExperimentConfig, tables: dict[str, pd.DataFrame], figures: dict[str, matplotlib.figure.Figure]) -> list[Section]:
     "The tables and figures of a study, each in a section of its own."
-    sections = []
+    sections, words = [], _words(config)
     shown = {"metrics": ["roc with bands", "precision and recall"], "calibration": ["reliability"]}
     for name, (title, caption) in _STUDY.items():
         if name in tables:
             table = {"metrics": _metric_cells, "held_out": _held_out_cells}.get(name, _with_interval)(tables[name])
             drawn = {one: figures[one] for one in shown.get(name, []) if one in figures}
-            formats = {column: form for column, form in (_METRICS | {"difference": "{:+.3f}", "minutes": "{:.1f}"}).items()
+            formats = {column: form for column, form in (_METRICS | _OTHER_FORMATS).items()
                        if column in table and pd.api.types.is_numeric_dtype(table[column])}
-            sections.append(Section(title, [Table(table, caption, formats=formats, names=_NAMES), *_figures(drawn)]))
+            sections.append(Section(title, [Table(table, caption.format(**words), formats=formats, names=_NAMES), *_figures(drawn)]))
     return sections
 
 # %% ../../nbs/84_report.ipynb #9b0176b6
@@ -245,7 +268,8 @@ def _example_section(config: ExperimentConfig, scans: pd.DataFrame) -> Section:
 # %% ../../nbs/84_report.ipynb #cb26b692
 def _key_figures(config: ExperimentConfig, trained: list[Path], scans: pd.DataFrame | None) -> KeyFigures:
     "The numbers at the head of the report."
-    last = metrics_table(config, trained).groupby("comparison", sort=False).tail(1)
+    last = metrics_table(config, trained)
+    last = last[last.fold == last.fold.iloc[-1]].groupby("comparison", sort=False).head(1)  # the AUC stands in the first row of each
     if config.task.kind == "regression":
         return KeyFigures([(f"mean error, {row.comparison}", f"{row.mae:.1f} {config.task.unit}", f"{row.n} test scans")
                            for row in last.itertuples()])
@@ -262,6 +286,16 @@ def _key_figures(config: ExperimentConfig, trained: list[Path], scans: pd.DataFr
     return KeyFigures(figures)
 
 
+def _worse_than_simple(config: ExperimentConfig, baselines: pd.DataFrame) -> list[str]:
+    "Which baselines are shown to be better than the network."
+    number = config.task.kind == "regression"
+    worse = baselines[(baselines.difference > 0 if number else baselines.difference < 0) & (baselines.p < 0.05)]
+    what, unit = ("mean absolute error", f" {config.task.unit}".rstrip()) if number else ("AUC", "")
+    alone = "with the covariates" if number else "alone"
+    return [f"The network is worse than {row.against.replace('_', ' ')} {alone}: {what} {row.network:.2f} against {row.other:.2f}{unit} "
+            f"for {row.comparison} (p = {row.p:.2g})." for row in worse.itertuples()]
+
+
 def _warnings(config: ExperimentConfig, cohort: Cohort, trained: list[Path], tables: dict[str, pd.DataFrame]) -> list[str]:
     "What a reader must know before the numbers."
     total = len(make_splits(cohort.table, config.split, config.seed))
@@ -272,11 +306,7 @@ def _warnings(config: ExperimentConfig, cohort: Cohort, trained: list[Path], tab
             if fitted["persons"] < FEW:
                 words.append(f"The likelihoods of {folder.name} are calibrated on {fitted['scans']} scans of {fitted['persons']} persons only: "
                              "they may be far off.")
-    baselines = tables.get("baselines")
-    if baselines is not None:
-        better = baselines[(baselines.difference < 0) & (baselines.p < 0.05)]
-        words += [f"The network is worse than {row.against.replace('_', ' ')} alone: AUC {row.network:.2f} against {row.other:.2f} "
-                  f"for {row.comparison} (p = {row.p:.2g})." for row in better.itertuples()]
+    words += _worse_than_simple(config, tables["baselines"]) if "baselines" in tables else []
     if config.task.kind == "classification":
         scans = pooled_predictions(config, trained)
         words += cautions(config.task, scans, task_metrics(config.task, scans, scans))
@@ -307,7 +337,7 @@ def write_experiment_report(
         check_inputs(config, cohort, fold_number(folder))
     tables, drawn = study_tables(config, trained, cohort), study_figures(config, trained, cohort)
     save_figures(drawn, config.folder / "study" / "figures")
-    sections = [_cohort_section(config, cohort), _prediction_section(config, trained), *_study_sections(tables, drawn)]
+    sections = [_cohort_section(config, cohort), _prediction_section(config, trained), *_study_sections(config, tables, drawn)]
     scans = read_explanations(explained) if explained else None
     if scans is not None:
         figures = explanation_figures(config, explained)

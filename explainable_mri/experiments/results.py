@@ -17,7 +17,7 @@ from ..config import ExperimentConfig
 from ..data.cohorts import Cohort
 from ..evaluation.calibration import reliability_table
 from ..evaluation.summaries import (
-    calibration_table, comparison_table, metric_table, roc_band, subgroup_table)
+    calibration_table, comparison_table, error_table, metric_table, roc_band, subgroup_table)
 from .folder import fold_number, read_scans, save_figures, write_table
 from .train import read_predictions
 from ..files import hash_file, read_json, replacing, write_json
@@ -27,13 +27,11 @@ from ..training.checkpoints import best_epoch, read_history
 
 # %% ../../nbs/83_results.ipynb #d0855bf7
 def _with_baselines(folder: Path) -> pd.DataFrame:
-    "The test predictions of a fold, with those of the baselines and the class that is called."
+    "The test predictions of a fold, with those of the baselines."
     scans = read_predictions([folder])
     if (folder / "baselines.csv").exists():
         others = read_scans(folder / "baselines.csv").drop(columns=["path", "group"])
         scans = scans.merge(others, on=["subject", "session"], how="left", validate="one_to_one")
-    if "likelihood" in scans:
-        scans["called_patient"] = scans.likelihood > read_json(folder / "calibration.json")["threshold"]
     return scans
 
 
@@ -50,7 +48,7 @@ def tested_scans(
 def fold_table(
     config: ExperimentConfig,  # the experiment
     folders: list[Path],       # folders of trained folds
-) -> pd.DataFrame:  # fold, scans and persons of each part, epochs, best epoch, minutes, threads; a row a fold
+) -> pd.DataFrame:  # fold, scans and persons of each part, epochs, best epoch, minutes, threads, Youden's threshold of classes; a row a fold
     "Sizes, durations and machines of folds."
     rows = []
     for folder in folders:
@@ -59,8 +57,10 @@ def fold_table(
         for name in ("train", "validation", "test"):
             part = parts[parts.part == name]
             row[name] = f"{len(part)} scans, {part.subject.nunique()} persons"
+        calibrated = (folder / "calibration.json").exists()
         rows.append({**row, "epochs": len(history), "best epoch": best_epoch(history, config.training.monitor),
-                     "minutes": history.seconds.sum() / 60, "threads": read_json(folder / "environment.json").get("threads")})
+                     "minutes": history.seconds.sum() / 60, "threads": read_json(folder / "environment.json").get("threads"),
+                     **({"Youden's threshold": read_json(folder / "calibration.json")["threshold"]} if calibrated else {})})
     return pd.DataFrame(rows)
 
 
@@ -83,12 +83,12 @@ def misclassified(
 def held_out_table(
     config: ExperimentConfig,  # the experiment
     scans: pd.DataFrame,       # from `tested_scans`, with the column cohort
-) -> pd.DataFrame:             # held_out, comparison, metric, value, low, high, persons, scans
+) -> pd.DataFrame:             # held_out, comparison, metric, threshold (of classes), value, low, high, persons, scans
     "Metrics of each cohort by the network that was trained on the others, with intervals over persons."
     tables = []
     for name, part in scans.groupby("cohort", sort=True):
         table = metric_table(config.task, part, config.evaluation.replicates, config.seed).rename(columns={"pooled": "value"})
-        tables.append(table[["comparison", "metric", "value", "low", "high", "persons", "scans"]].assign(held_out=name))
+        tables.append(table.drop(columns=["mean", "sd", "folds"]).assign(held_out=name))
     found = pd.concat(tables, ignore_index=True)
     return found[["held_out", *(name for name in found if name != "held_out")]]
 
@@ -107,6 +107,9 @@ def _make_tables(config: ExperimentConfig, folders: list[Path], scans: pd.DataFr
         tables["calibration"] = calibration_table(task, scans, settings.replicates, config.seed)
         others = [component.name for component in settings.baselines if f"{component.name} probability" in scans]
         tables["baselines"] = comparison_table(task, scans, others)
+    if task.kind == "regression":
+        others = [component.name for component in settings.baselines if f"{component.name} prediction" in scans]
+        tables["baselines"] = error_table(task, scans, others, settings.replicates, config.seed)
     return {name: table for name, table in tables.items() if len(table)}
 
 

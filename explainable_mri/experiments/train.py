@@ -27,7 +27,7 @@ from ..data.transforms import build_transforms
 from ..data.volumes import Grid, VolumeError, get_grid
 from ..environment import describe_environment
 from ..errors import ConfigError, suggest
-from ..evaluation.baselines import fit_baseline
+from ..evaluation.baselines import fit_baseline, fit_regression_baseline
 from ..evaluation.calibration import LIKELIHOOD, calibration_values, fit_calibration, youden_threshold
 from .folder import (
     SCAN, all_covariates, check_experiment, check_inputs, check_seal, load_cohort, open_experiment, read_scans, record_inputs, save_figures, seal, split_cohort, write_table)
@@ -39,7 +39,7 @@ from ..report.figures import (
     plot_confusion, plot_correlation, plot_history, plot_probabilities, plot_relevance, plot_roc)
 from ..tasks import predicted_labels, prediction_columns, prediction_table
 from ..training.checkpoints import best_epoch, read_history
-from ..training.metrics import task_metrics
+from ..training.metrics import calling_rule, task_metrics, youden_metrics, youden_rule
 
 # %% ../../nbs/81_train.ipynb #35ccea11
 def _imputes(cohort: Component) -> bool:
@@ -203,13 +203,23 @@ def _likelihoods(config: ExperimentConfig, validation: pd.DataFrame, test: pd.Da
 
 def _baselines(config: ExperimentConfig, table: pd.DataFrame, split: Split, maps: np.ndarray) -> pd.DataFrame:
     "What the baselines say of the test scans, columns named after them; raises `ConfigError` for wrong parameters."
-    found, grid = table.iloc[split.test][SCAN], get_grid(config.grid)
-    if config.task.kind == "classification":
-        labels = config.task.labels(table)
-        for component in config.evaluation.baselines:
-            values = fit_baseline(component.build(BASELINES, maps, grid), labels, table.subject, split.train, seed=config.seed)
-            found = found.join(prediction_table(config.task, values, table.index).add_prefix(f"{component.name} "))
+    found, grid, labels = table.iloc[split.test][SCAN], get_grid(config.grid), config.task.labels(table)
+    for component in config.evaluation.baselines:
+        features = component.build(BASELINES, maps, grid)
+        if config.task.kind == "classification":
+            values = fit_baseline(features, labels, table.subject, split.train, seed=config.seed)
+        else:
+            columns = _covariate_columns(config, table, split)
+            values = fit_regression_baseline(features, columns, labels, table.subject, split.train, seed=config.seed)[:, None]
+        found = found.join(prediction_table(config.task, values, table.index).add_prefix(f"{component.name} "))
     return found
+
+
+def _covariate_columns(config: ExperimentConfig, table: pd.DataFrame, split: Split) -> np.ndarray:
+    "All covariates as columns, standardised by the training part (scans, columns)."
+    if not (names := all_covariates(config)):
+        return np.empty((len(table), 0), np.float32)
+    return SecondInput.learn(table.iloc[split.train], names, _imputes(config.cohort)).matrix(table)
 
 
 def _check_subgroups(config: ExperimentConfig, cohort: Cohort) -> None:
@@ -222,10 +232,15 @@ def _check_subgroups(config: ExperimentConfig, cohort: Cohort) -> None:
 # %% ../../nbs/81_train.ipynb #3a010d59
 def read_predictions(
     folders: list[Path],  # folders of folds
-) -> pd.DataFrame:        # columns path, subject, session, group, the predictions, fold
+) -> pd.DataFrame:        # columns path, subject, session, group, the predictions, fold; of two classes youden_threshold of the fold
     "Read the predictions for the test scans of folds."
-    return pd.concat([read_scans(folder / "predictions.csv").assign(fold=folder.name) for folder in folders],
+    return pd.concat([_with_threshold(folder, read_scans(folder / "predictions.csv").assign(fold=folder.name)) for folder in folders],
                      ignore_index=True)
+
+
+def _with_threshold(folder: Path, scans: pd.DataFrame) -> pd.DataFrame:
+    "Predictions with the threshold that the validation scans of their fold chose, where they have likelihoods."
+    return scans.assign(youden_threshold=read_json(folder / "calibration.json")["threshold"]) if "likelihood" in scans else scans
 
 
 def pooled_predictions(
@@ -237,21 +252,31 @@ def pooled_predictions(
     if len(folders) == 1:
         return scans
     others = [] if config.task.kind == "classification" else [config.task.target]
-    numbers = [name for name in (*prediction_columns(config.task), *LIKELIHOOD) if name in scans]
+    numbers = [name for name in (*prediction_columns(config.task), *LIKELIHOOD, "youden_threshold") if name in scans]
     return scans.groupby([*SCAN, *others], as_index=False)[numbers].mean()
 
 
 def metrics_table(
     config: ExperimentConfig,  # the experiment
     folders: list[Path],       # folders of its folds
-) -> pd.DataFrame:             # columns fold, comparison, n, auc, balanced_accuracy, ...; a row a fold and comparison
+) -> pd.DataFrame:  # columns fold, comparison, threshold (of classes), n, auc, balanced_accuracy, ...; a row a fold, comparison and threshold
     "Put the metrics of folds into a table; with several folds, rows for their pooled predictions follow."
-    results = {folder.name: read_json(folder / "metrics.json") for folder in folders}
+    rows = [row for folder in folders
+            for row in _metric_rows(config, folder.name, read_json(folder / "metrics.json"), read_predictions([folder]))]
     if len(folders) > 1:
         scans = pooled_predictions(config, folders)
-        results[f"{len(folders)} folds, pooled scans"] = task_metrics(config.task, scans, scans)
-    return pd.DataFrame([{"fold": fold, "comparison": comparison.replace("_", " "), **values}
-                         for fold, result in results.items() for comparison, values in result.items()])
+        rows += _metric_rows(config, f"{len(folders)} folds, pooled scans", task_metrics(config.task, scans, scans), scans)
+    return pd.DataFrame(rows)
+
+
+def _metric_rows(config: ExperimentConfig, fold: str, usual: dict[str, dict[str, float]], scans: pd.DataFrame) -> list[dict[str, Any]]:
+    "The metrics of a fold as rows, those at Youden's threshold below the usual ones of the same comparison."
+    if config.task.kind == "regression":
+        return [{"fold": fold, "comparison": comparison.replace("_", " "), **values} for comparison, values in usual.items()]
+    youden = youden_metrics(config.task, scans)
+    rules = [(calling_rule, usual), (lambda *_: youden_rule(scans), youden)]
+    return [{"fold": fold, "comparison": comparison.replace("_", " "), "threshold": rule(config.task, comparison), **found[comparison]}
+            for comparison in usual for rule, found in rules if comparison in found]
 
 # %% ../../nbs/81_train.ipynb #9011dd30
 def training_figures(
@@ -273,7 +298,7 @@ def training_figures(
     for column in prediction_columns(task):
         name = column.removeprefix("probability ") if column != "probability" else task.outputs[1]
         key = "probabilities" if column == "probability" else f"probabilities {name}"
-        figures[key] = plot_probabilities(scans.group, scans[column], label=f"probability of {name}")
+        figures[key] = plot_probabilities(scans.group, scans[column], 0.5 if column == "probability" else None, f"probability of {name}")
     return figures
 
 

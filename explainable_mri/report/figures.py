@@ -257,7 +257,7 @@ def _strip(ax: Axes, groups: Sequence[str], values: np.ndarray) -> list[str]:
 def plot_probabilities(
     groups: Sequence[str],         # group of each scan
     probability: Sequence[float],  # predicted probability of the positive class
-    threshold: float = 0.5,        # probability from which a scan is classified as positive
+    threshold: float | None = 0.5,  # probability from which a scan is called positive; None: of several classes there is none
     label: str = "predicted probability",  # label of the axis, such as "probability of MCI or AD"
     title: str | None = None,      # title
 ) -> Figure:                       # the figure
@@ -268,7 +268,8 @@ def plot_probabilities(
     ax.boxplot([values[np.asarray(groups) == group] for group in order], positions=range(len(order)), widths=0.5,
                showfliers=False, manage_ticks=False, medianprops={"color": "#222222", "linewidth": 2},
                boxprops={"color": "#666666"}, whiskerprops={"color": "#666666"}, capprops={"color": "#666666"})
-    ax.axhline(threshold, color="#666666", linewidth=1, linestyle="--")
+    if threshold is not None:
+        ax.axhline(threshold, color="#666666", linewidth=1, linestyle="--")
     ax.set_ylim(-0.03, 1.03)
     _label(ax, "", label, title)
     return figure
