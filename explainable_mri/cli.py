@@ -347,8 +347,10 @@ def evaluate_command(config: ExperimentConfig, other: Path, folds: tuple[int, ..
 @click.option("--target", help="Class that is explained; the predicted one unless told otherwise.")
 @click.option("--smooth", type=click.FloatRange(min=0, min_open=True), help="Width (FWHM) of smoothing of raw scans in mm, as in the training's; "
               "none by default.")
+@click.option("--report", type=click.Choice(["en", "de"]), help="Write the report of each scan, a page in English or German; by the method and for "
+              "the class of the fold's own explanations unless told otherwise.")
 def predict_command(model: Path, scans: tuple[Path, ...], table: Path | None, out: Path, method: str | None, target: str | None, smooth: float | None,
-                    **covariates: Any) -> None:
+                    report: str | None, **covariates: Any) -> None:
     """Give new scans their likelihood and relevance map by MODEL, the folder of a trained fold.
 
     SCANS are maps on the grid of the network, or raw scans: T1-weighted NIfTI files, folders or zip files of DICOM, which are prepared first
@@ -357,15 +359,15 @@ def predict_command(model: Path, scans: tuple[Path, ...], table: Path | None, ou
     \b
     Example:
       explainable-mri predict results/demo/fold-1 scan.nii.gz --age 74 --sex F --tiv 1410 --field-strength 3 --explain lrp.epsilon_plus
-      explainable-mri predict results/demo/fold-1 dicom/P01 dicom/P02.zip --out new
+      explainable-mri predict results/demo/fold-1 dicom/P01 dicom/P02.zip --out new --report de
       explainable-mri predict results/demo/fold-1 --table new.csv --out new
     """
     from explainable_mri.experiments.evaluate import list_scans, predict_scans
     from explainable_mri.preprocessing.pipeline import Recipe
 
     given = {name: value for name, value in covariates.items() if value is not None}
-    found = predict_scans(model, list_scans(scans, table, given), out, method, target, Recipe(smooth=smooth))
-    shown = [name for name in found if name not in ("relevance_map", "prepared", "notes", "error")]
+    found = predict_scans(model, list_scans(scans, table, given), out, method, target, Recipe(smooth=smooth), report)
+    shown = [name for name in found if name not in ("relevance_map", "report", "prepared", "notes", "error")]
     click.echo(found[shown].round(3).to_string(index=False))
     for scan in found[found.error != ""].itertuples():
         click.echo(f"Not predicted: {scan.error}", err=True)
