@@ -9,6 +9,7 @@ __all__ = ['predict_table', 'evaluate_cohort', 'is_raw', 'NewScan', 'prepare_new
 # %% ../../nbs/88_evaluate.ipynb #8a851381
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from ..evaluation.summaries import calibration_table, metric_table, subgroup_tab
 from .explain import control_scale
 from .folder import SCAN, all_covariates, fold_number, read_scans, trained_folds, write_table
 from .report import recorded_config
+from ..explainers.base import ExplanationWarning
 from ..files import hash_file, read_json, remove_partials, safe_name, write_json
 from ..inference import Model, load_model
 from ..preprocessing.pipeline import Recipe
@@ -271,8 +273,11 @@ def _answer(model: Model, scan: NewScan, name: str, out: Path, how: Answering) -
         prediction, extra = model.predict(scan.path, scan.covariates), {}
         prediction = replace(prediction, notes=(*scan.notes, *prediction.notes))
     else:
-        found = model.explain(scan.path, how.method, how.target, scan.covariates, **how.params)
-        prediction = replace(found.prediction, notes=(*scan.notes, *found.notes))
+        with warnings.catch_warnings():  # said in the notes of the scan
+            warnings.simplefilter("ignore", ExplanationWarning)
+            found = model.explain(scan.path, how.method, how.target, scan.covariates, **how.params)
+        missed = [f"The map misses its sum: {found.check}."] if found.check is not None and found.check.holds is False else []
+        prediction = replace(found.prediction, notes=(*scan.notes, *found.notes, *missed))
         extra = {"target": found.target, "relevance_map": str(save_volume(found.relevance.array, out / f"{name}_relevance.nii.gz", model.grid))}
         if how.language is not None:
             title = Path(scan.source).name.removesuffix(".gz").removesuffix(".nii")
