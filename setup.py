@@ -38,7 +38,7 @@ setup(
     url=settings["git_url"],
     keywords=settings["keywords"].split(),
     license="MIT",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", "NOTICE"],
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
@@ -46,7 +46,7 @@ setup(
         *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
     ],
     packages=find_packages(include=["explainable_mri", "explainable_mri.*"]),
-    package_data={"explainable_mri": ["__init__.pyi"]},
+    package_data={"explainable_mri": ["__init__.pyi"], "explainable_mri.report": ["niivue/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
     extras_require={"notebook": notebook, "preprocess": preprocess, "sweep": sweep,

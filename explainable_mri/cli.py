@@ -314,9 +314,13 @@ def sweep_command(config: ExperimentConfig, fold: int, trials: int, only_search:
 def evaluate_command(config: ExperimentConfig, other: Path, folds: tuple[int, ...], groups: tuple[str, ...]) -> None:
     """Test trained folds, or all as an ensemble, on another cohort with the training's residual model.
 
+    With evaluation.test_time_augmentation.copies=8 each scan is predicted as it is and in 7 variants, mirrored or shifted as the training's
+    were, and the probabilities are averaged.
+
     \b
     Example:
       explainable-mri evaluate config/demo.yaml --on config/aibl.yaml
+      explainable-mri evaluate config/demo.yaml --on config/aibl.yaml evaluation.test_time_augmentation.copies=8
     """
     import pandas as pd
 
@@ -343,22 +347,29 @@ def evaluate_command(config: ExperimentConfig, other: Path, folds: tuple[int, ..
 @click.option("--out", type=click.Path(path_type=Path), default="predictions", show_default=True, help="Folder for the results.")
 @click.option("--explain", "method", metavar="EXPLAINER", help="Write a relevance map of each scan, too; see `explainable-mri info`.")
 @click.option("--target", help="Class that is explained; the predicted one unless told otherwise.")
-def predict_command(model: Path, scans: tuple[Path, ...], table: Path | None, out: Path, method: str | None, target: str | None,
-                    **covariates: Any) -> None:
-    """Give new scans, on the grid of MODEL (the folder of a trained fold), their likelihood and relevance map.
+@click.option("--smooth", type=click.FloatRange(min=0, min_open=True), help="Width (FWHM) of smoothing of raw scans in mm, as in the training's; "
+              "none by default.")
+@click.option("--report", type=click.Choice(["en", "de"]), help="Write the report of each scan, a page in English or German; by the method and for "
+              "the class of the fold's own explanations unless told otherwise.")
+def predict_command(model: Path, scans: tuple[Path, ...], table: Path | None, out: Path, method: str | None, target: str | None, smooth: float | None,
+                    report: str | None, **covariates: Any) -> None:
+    """Give new scans their likelihood and relevance map by MODEL, the folder of a trained fold.
 
-    Several scans with different covariates come as a table. Run again, it keeps what is done.
+    SCANS are maps on the grid of the network, or raw scans: T1-weighted NIfTI files, folders or zip files of DICOM, which are prepared first
+    (extra: preprocess). Several scans with different covariates come as a table. Run again, it keeps what is done.
 
     \b
     Example:
       explainable-mri predict results/demo/fold-1 scan.nii.gz --age 74 --sex F --tiv 1410 --field-strength 3 --explain lrp.epsilon_plus
+      explainable-mri predict results/demo/fold-1 dicom/P01 dicom/P02.zip --out new --report de
       explainable-mri predict results/demo/fold-1 --table new.csv --out new
     """
     from explainable_mri.experiments.evaluate import list_scans, predict_scans
+    from explainable_mri.preprocessing.pipeline import Recipe
 
     given = {name: value for name, value in covariates.items() if value is not None}
-    found = predict_scans(model, list_scans(scans, table, given), out, method, target)
-    shown = [name for name in found if name not in ("relevance_map", "notes", "error")]
+    found = predict_scans(model, list_scans(scans, table, given), out, method, target, Recipe(smooth=smooth), report)
+    shown = [name for name in found if name not in ("relevance_map", "report", "prepared", "notes", "error")]
     click.echo(found[shown].round(3).to_string(index=False))
     for scan in found[found.error != ""].itertuples():
         click.echo(f"Not predicted: {scan.error}", err=True)

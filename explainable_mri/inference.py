@@ -107,6 +107,8 @@ class Explanation:
     check: Completeness | None = None  # what the map sums to, and should; None where the method has no such check
     layer: str | None = None   # the layer at which the method looks, where it looks at one
     covariates: dict[str, float] = field(default_factory=dict)  # relevance of each covariate that the network sees beside the scan
+    person: dict[str, Any] = field(default_factory=dict)  # the covariates of the scan, as they were given
+    network: dict[str, Any] = field(default_factory=dict)  # the network's kind, file, hash and training, and what calibrated it
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.relevance.shape))
@@ -145,6 +147,12 @@ class Explanation:
     ) -> Path:                    # `path`
         "Write the relevance map as a NIfTI file that overlays the scan."
         return self.relevance.save(path)
+
+    def report(self, path: str | os.PathLike, **options: Any) -> Path:
+        "Write the report of the scan into one file that holds everything; `options` are those of `write_scan_report`: language, scale, atlas, title."
+        from explainable_mri.report.scan import write_scan_report
+
+        return write_scan_report(self, path, **options)
 
 # %% ../nbs/59_inference.ipynb #45122683
 class OnGrid(nn.Module):
@@ -521,6 +529,13 @@ def _scan_behind(model: Model, one: _OneScan) -> torch.Tensor:
     return torch.from_numpy(np.array(scan, np.float32))[None, None]
 
 
+def _describe_network(model: Model) -> dict[str, Any]:
+    "Which network it is, and on how many scans it was calibrated."
+    known = {name: model.provenance[name] for name in ("experiment", "fold", "file", "sha256", "epoch") if model.provenance.get(name) is not None}
+    calibration = model.calibration and {"method": model.calibration.method, "scans": model.calibration.scans, "persons": model.calibration.persons}
+    return {"kind": type(model.plain_network).__name__, **known, **({"calibration": calibration} if calibration else {})}
+
+
 def explain_scan(
     model: Model,                  # the model
     scan: Any,                     # path of a NIfTI file, a Volume, or an image of nibabel, nilearn or TorchIO, on the model's grid
@@ -543,7 +558,7 @@ def explain_scan(
     behind = {"scans": _scan_behind(model, one)} if method == "occlusion" and model.residuals is not None and "scans" not in params else {}
     found = next(explain_maps(model, one.maps, method, chosen, 1, one.covariates, **params, **behind))
     return Explanation(Volume(found.relevance, model.grid), one.volume, prediction, chosen, method, params, found.check, found.layer,
-                       found.covariates)
+                       found.covariates, dict(covariates or {}), _describe_network(model))
 
 
 Model.predict, Model.explain = predict_scan, explain_scan

@@ -35,11 +35,11 @@ LAYERS = {
     "models": EXPERIMENT | {"data.axes", "data.volumes"},
     "training": EXPERIMENT | {"models", "data.datasets"},
     "analysis": EXPERIMENT | {"data"},
-    "inference": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "report.figures", "evaluation.calibration"},
+    "inference": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "report.figures", "report.scan", "evaluation.calibration"},  # report.scan: what Explanation.report calls
     "evaluation": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "inference"},
     "report": EXPERIMENT | {"data", "analysis", "evaluation", "inference"},
     "preprocessing": EXPERIMENT | {"data", "report"},
-    "experiments": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "evaluation", "inference", "report"},
+    "experiments": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "evaluation", "inference", "report", "preprocessing"},
     "cli": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "evaluation", "inference", "report", "preprocessing", "experiments"},
 }
 

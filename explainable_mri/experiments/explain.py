@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['explain_table', 'explain_fold', 'read_explanations', 'mean_relevance', 'read_group', 'enrichments', 'region_volumes',
-           'explanation_figures']
+           'explanation_figures', 'control_scale']
 
 # %% ../../nbs/82_explain.ipynb #602070ef
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,8 @@ from ..files import read_json, safe_name, write_json
 from ..inference import Model, RelevanceMap, load_model
 from ..report.figures import (
     plot_correlation, plot_enrichment, plot_regions, plot_relevance, relevance_limits)
+from ..report.scan import Scale, scale_of
+from ..tasks import output_index
 
 # %% ../../nbs/82_explain.ipynb #28f3e9c5
 def explain_table(
@@ -203,3 +206,24 @@ def explanation_figures(
         figures[region] = plot_correlation(scans[f"{region}_volume"], scans[f"{region}_relevance"], scans.group,
                                            f"volume of the {region} (ml)", f"relevance of the {region}")
     return figures
+
+# %% ../../nbs/82_explain.ipynb #e7e3aa21
+def control_scale(
+    folder: Path,            # folder of a fold
+    model: Model,            # its model
+    method: str,             # name of the explainer of the maps to be coloured
+    params: dict[str, Any],  # its parameters
+    target: str | int | None,  # the output that they explain
+) -> Scale | None:           # their colours; None where the fold holds no maps of controls that were made in this way
+    "The scale of maps that comes from a fold's controls; raises `ConfigError` where its files were changed."
+    place = folder / "explanations"
+    if not (place / "files.json").exists() or target is None and model.task.kind == "classification":
+        return None
+    settings = read_json(place / "settings.json")
+    same = settings["explainer"] == {"name": method, "params": params}
+    if not same or output_index(model.task, settings["target"]) != output_index(model.task, target):
+        return None
+    check_seal(place)
+    scans, groups = read_explanations([folder]), model.task.control_groups
+    paths = scans.relevance_map[scans.group.isin(groups)]
+    return scale_of((load_map(path, model.grid).array for path in paths), groups) if len(paths) else None

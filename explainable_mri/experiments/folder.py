@@ -26,7 +26,7 @@ from ..tasks import output_index
 
 # %% ../../nbs/80_folder.ipynb #dfddd2fd
 _CHANGEABLE = {"results": True, "explanation": True, "training": {"accelerator", "workers"}, "cache": {"folder", "limit_gb"},
-               "evaluation": {"subgroups", "replicates"}, "sweep": True}
+               "evaluation": {"subgroups", "replicates", "test_time_augmentation"}, "sweep": True}
 
 
 def _flatten(values: dict, prefix: str = "") -> dict[str, object]:

@@ -50,6 +50,7 @@ def plot_relevance(
     vmax: float | None = None,             # magnitude at which colours end; None: 0.1 % of voxels exceed it
     title: str | None = None,              # title
     display: Literal["ortho", "x", "y", "z", "mosaic"] = "ortho",  # three cuts, slices along an axis, or slices along all
+    label: str = "relevance",              # label of the colour bar, with its unit
 ) -> Figure:                               # the figure
     "Draw a relevance map over a brain; the limits that are not given are those of `relevance_limits`."
     from nilearn import plotting
@@ -71,13 +72,13 @@ def plot_relevance(
             cut_coords=_SLICES[display] if cut_coords is None else cut_coords, threshold=lower, vmin=-upper, vmax=upper,
             cmap=_COLORS, black_bg=True, colorbar=False, draw_cross=False, figure=figure,
             axes=(0.01, 0.01, 0.875, (0.96 if not title else 0.9 if display in ("ortho", "mosaic") else 0.84)))
-    _colorbar(figure, lower, upper)
+    _colorbar(figure, lower, upper, label)
     if title:
         figure.text(0.012, 0.975, title, parse_math=False, color="white", size=11, weight="bold", va="top")
     return figure
 
 
-def _colorbar(figure: Figure, lower: float, upper: float) -> None:
+def _colorbar(figure: Figure, lower: float, upper: float, label: str) -> None:
     "Add a colour bar, symmetric about zero, grey where voxels are transparent."
     levels = np.linspace(-upper, upper, 256)
     colors = matplotlib.colormaps[_COLORS](np.linspace(0, 1, 256))
@@ -87,7 +88,7 @@ def _colorbar(figure: Figure, lower: float, upper: float) -> None:
     bar.ax.set_yticklabels([f"{level:.2g}" for level in (-upper, -lower, lower, upper)])
     bar.ax.tick_params(colors="white", labelsize=8)
     bar.outline.set_visible(False)
-    bar.set_label("relevance", color="white", size=9)
+    bar.set_label(label, color="white", size=9, parse_math=False)
 
 # %% ../../nbs/70_figures.ipynb #1e3af6d8
 GROUP_COLORS = {"CN": "#0072B2", "SCD": "#56B4E9", "MCI": "#E69F00", "AD": "#D55E00"}
