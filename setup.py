@@ -26,7 +26,7 @@ class BuildWithNotebooks(build_py):
             self.copy_file(str(here / "nbs" / f"{name}.ipynb"), f"{self.build_lib}/explainable_mri/notebooks/{name}.ipynb")
 
 
-notebook, preprocess, sweep = (requirements(f"{name}_requirements") for name in ("notebook", "preprocess", "sweep"))
+notebook, preprocess, sweep, report = (requirements(f"{name}_requirements") for name in ("notebook", "preprocess", "sweep", "report"))
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -49,8 +49,8 @@ setup(
     package_data={"explainable_mri": ["__init__.pyi"], "explainable_mri.report": ["niivue/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
-    extras_require={"notebook": notebook, "preprocess": preprocess, "sweep": sweep,
-                    "dev": notebook + preprocess + sweep + requirements("dev_requirements")},
+    extras_require={"notebook": notebook, "preprocess": preprocess, "sweep": sweep, "report": report,
+                    "dev": notebook + preprocess + sweep + report + requirements("dev_requirements")},
     entry_points={"console_scripts": requirements("console_scripts"),
                   "nbdev": ["explainable_mri=explainable_mri._modidx:d"]},
     cmdclass={"build_py": BuildWithNotebooks},

@@ -626,11 +626,23 @@ def scan_report(
                   summary=[_head(explanation, regions, checks, language), Text(_reading(explanation, language))],
                   **{"versions": {"Explainable MRI": __version__}, **facts})
 
-
+# %% ../../nbs/72_scan.ipynb #a8250e5e
 def write_scan_report(
     explanation: Explanation,  # from `Model.explain`
-    path: str | os.PathLike,   # HTML file, replaced if it exists
+    path: str | os.PathLike,   # file, replaced if it exists: .html, or as in the next chapters .pptx or .pdf
     **options: Any,            # as for `scan_report`: language, scale, atlas, title
 ) -> Path:                     # `path`
-    "Write the report of a scan as a page that holds everything; raises `ConfigError` for an unknown language."
-    return save_page(scan_report(explanation, **options), path)
+    "Write the report of a scan in the form that the file's ending names; raises `ConfigError` for an unknown form or language."
+    ending = Path(path).suffix.lower()
+    if ending not in (".html", ".pptx", ".pdf"):
+        raise ConfigError(f"{path}: a report is written as a page (.html), as slides (.pptx) or for print (.pdf). Let the file end so.")
+    report = scan_report(explanation, **options)
+    if ending == ".pptx":
+        from explainable_mri.report.slides import write_slides
+
+        return write_slides(report, path)
+    if ending == ".pdf":
+        from explainable_mri.report.pdf import write_pdf
+
+        return write_pdf(report, path)
+    return save_page(report, path)
