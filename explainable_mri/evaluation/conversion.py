@@ -27,7 +27,8 @@ def conversion_times(
 ) -> pd.DataFrame:                     # a row a person: the first visit's row, years, converted
     "How long each person stayed without the diagnosis; raises `ConversionError` for ages that are missing or nobody to follow."
     if gaps := sorted(visits.subject[visits.age.isna()].unique()):
-        raise ConversionError(f"The age of '{gaps[0]}' is missing at a visit, so the time between visits is not known. Complete it, or leave the person out.")
+        raise ConversionError(f"The age of '{gaps[0]}' is missing at a visit, so the time between visits is not known. "
+                              "Complete it, or leave the person out.")
     ordered = visits.sort_values(["subject", "age"], kind="stable")
     if twice := ordered.subject[ordered.duplicated(["subject", "age"])].tolist():
         raise ConversionError(f"'{twice[0]}' has two visits at the same age, so it is not known which came first. Give ages with decimals.")
@@ -76,7 +77,7 @@ def conversion_curves(
     concordance = _concordance(times.years, times[column], times.converted) if numeric else None
     return Conversion(pd.concat(curves, ignore_index=True), pd.DataFrame(rows), float(p), concordance)
 
-
+# %% ../../nbs/93_conversion.ipynb #dac9dbca
 def _curve(times: pd.DataFrame) -> pd.DataFrame:
     "The Kaplan–Meier curve of some people with its log-log interval, from year 0 on."
     from scipy import stats

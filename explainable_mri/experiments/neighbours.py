@@ -34,7 +34,8 @@ def last_features(
     seen, parts = {}, []
     layers = [module for module in model.network.modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise ConfigError("The network has no fully connected layer (nn.Linear), so there are no features to compare scans by. Compare them by relevance.")
+        raise ConfigError("The network has no fully connected layer (nn.Linear), so there are no features to compare scans by. "
+                          "Compare them by relevance.")
     handles = [layer.register_forward_hook(lambda module, inputs, output: seen.update(last=inputs[0].detach())) for layer in layers]
     try:
         with progress_bar(total=len(table), desc="Features", unit="scan") as bar:
@@ -85,7 +86,8 @@ def training_features(
 ) -> tuple[np.ndarray, pd.DataFrame]:  # features (N, ...) and the training scans' rows of the cohort
     "The features of a fold's training scans, made once; raises `ConfigError` for another word than these two."
     if by not in ("network", "relevance"):
-        raise ConfigError(f"Scans are near by their features in the 'network', or by their 'relevance', not by '{by}'. {suggest(by, ['network', 'relevance'])}")
+        raise ConfigError(f"Scans are near by their features in the 'network', or by their 'relevance', not by '{by}'. "
+                          f"{suggest(by, ['network', 'relevance'])}")
     split = read_scans(trained / "split.csv")
     keys = split[split.part == "train"][["subject", "session"]]
     table = keys.merge(cohort.table, on=["subject", "session"], how="left")
@@ -119,11 +121,13 @@ def nearest_cases(
     own = cohort.table[cohort.table.subject == subject]
     own = own if session is None else own[own.session == session]
     if own.empty:
-        raise ConfigError(f"The cohort has no scan of '{subject}'{'' if session is None else f', visit {session}'}. {suggest(subject, cohort.table.subject.unique())}")
+        visit = "" if session is None else f", visit {session}"
+        raise ConfigError(f"The cohort has no scan of '{subject}'{visit}. {suggest(subject, cohort.table.subject.unique())}")
     known, table = training_features(config, trained, cohort, by)
     model, scan = load_model(trained), own.sort_values("session").iloc[[0]]
     [features] = last_features(model, scan) if by == "network" else relevance_features(config, model, scan)
-    return nearest_people(features, known, table, subject, count).assign(course=lambda found: [_course(cohort, one) for one in found.subject]).reset_index(drop=True)
+    found = nearest_people(features, known, table, subject, count).reset_index(drop=True)
+    return found.assign(course=[_course(cohort, one) for one in found.subject])
 
 
 def _course(cohort: Cohort, subject: str) -> str:

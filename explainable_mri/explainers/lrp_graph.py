@@ -136,6 +136,55 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
         scores = scores.tracer.create_proxy("call_function", masked, (scores, attn_mask), {})
     return torch.softmax(scores, -1) @ value
 
+# %% ../../nbs/48_lrp_graph.ipynb #afa31ead
+def allowed(
+    mask: torch.Tensor,  # of a `MultiheadAttention`: True where a score does not count, or numbers that are added
+) -> torch.Tensor:       # as `masked` takes it
+    "A `MultiheadAttention`'s mask as `scaled_dot_product_attention` reads it."
+    return ~mask if mask.dtype == torch.bool else mask
+
+
+def _opened(module: nn.Module) -> Callable | None:
+    "What PyTorch's own attention and transformer layers compute, in steps that can be traced; None for other modules."
+    if type(module) is nn.MultiheadAttention and (module.bias_k is not None or module.add_zero_attn):
+        return None
+    return {nn.MultiheadAttention: _attend, nn.TransformerEncoderLayer: _encode, nn.TransformerEncoder: _encode_all}.get(type(module))
+
+# %% ../../nbs/48_lrp_graph.ipynb #9e37e76d
+def _attend(module: nn.MultiheadAttention, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
+            average_attn_weights=True, is_causal=False) -> tuple[fx.Proxy, None]:
+    "`MultiheadAttention` as dense layers and attention; its weights are not given."
+    if key_padding_mask is not None:
+        raise ExplainerError("MultiheadAttention with a key_padding_mask has no LRP rule. Give the mask as attn_mask.")
+    names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    size, bias = module.embed_dim, module.in_proj_bias
+    starts = (0, size, 2 * size)
+    weights = [module.in_proj_weight[at:at + size] if module._qkv_same_embed_dim else getattr(module, name) for at, name in zip(starts, names)]
+    biases = [None if bias is None else bias[at:at + size] for at in starts]
+    heads, parts = module.num_heads, []
+    for tokens, weight, bias in zip((query, key, value), weights, biases):
+        tokens = tokens if module.batch_first else tokens.transpose(0, 1)
+        parts.append(F.linear(tokens, weight, bias).unflatten(-1, (heads, -1)).transpose(1, 2))
+    mask = None if attn_mask is None else query.tracer.create_proxy("call_function", allowed, (attn_mask,), {})
+    made = module.out_proj(_attention(*parts, mask).transpose(1, 2).flatten(2))
+    return made if module.batch_first else made.transpose(0, 1), None
+
+
+def _encode(module: nn.TransformerEncoderLayer, x, src_mask=None, src_key_padding_mask=None, is_causal=False) -> fx.Proxy:
+    "A layer of a transformer, without the shortcuts that depend on the input."
+    if module.norm_first:
+        x = x + module._sa_block(module.norm1(x), src_mask, src_key_padding_mask)
+        return x + module._ff_block(module.norm2(x))
+    x = module.norm1(x + module._sa_block(x, src_mask, src_key_padding_mask))
+    return module.norm2(x + module._ff_block(x))
+
+# %% ../../nbs/48_lrp_graph.ipynb #7d328666
+def _encode_all(module: nn.TransformerEncoder, src, mask=None, src_key_padding_mask=None, is_causal=None) -> fx.Proxy:
+    "The layers of a transformer one after another."
+    for layer in module.layers:
+        src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
+    return src if module.norm is None else module.norm(src)
+
 # %% ../../nbs/48_lrp_graph.ipynb #d8ab1d28
 class _Tracer(fx.Tracer):
     "Looks into every module except those that have a kind of their own, and into attention."
@@ -164,54 +213,6 @@ class _Tracer(fx.Tracer):
         if target is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
         return super().create_proxy(kind, target, args, kwargs, *more, **options)
-
-# %% ../../nbs/48_lrp_graph.ipynb #afa31ead
-def allowed(
-    mask: torch.Tensor,  # of a `MultiheadAttention`: True where a score does not count, or numbers that are added
-) -> torch.Tensor:       # as `masked` takes it
-    "A `MultiheadAttention`'s mask as `scaled_dot_product_attention` reads it."
-    return ~mask if mask.dtype == torch.bool else mask
-
-
-def _opened(module: nn.Module) -> Callable | None:
-    "What PyTorch's own attention and transformer layers compute, in steps that can be traced; None for other modules."
-    if type(module) is nn.MultiheadAttention and (module.bias_k is not None or module.add_zero_attn):
-        return None
-    return {nn.MultiheadAttention: _attend, nn.TransformerEncoderLayer: _encode, nn.TransformerEncoder: _encode_all}.get(type(module))
-
-# %% ../../nbs/48_lrp_graph.ipynb #9e37e76d
-def _attend(module: nn.MultiheadAttention, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None,
-            average_attn_weights=True, is_causal=False) -> tuple[fx.Proxy, None]:
-    "`MultiheadAttention` as dense layers and attention; its weights are not given."
-    if key_padding_mask is not None:
-        raise ExplainerError("MultiheadAttention with a key_padding_mask has no LRP rule. Give the mask as attn_mask.")
-    names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-    size, bias = module.embed_dim, module.in_proj_bias
-    weights = [module.in_proj_weight[at:at + size] for at in (0, size, 2 * size)] if module._qkv_same_embed_dim else [getattr(module, name) for name in names]
-    biases = [None if bias is None else bias[at:at + size] for at in (0, size, 2 * size)]
-    heads, parts = module.num_heads, []
-    for tokens, weight, bias in zip((query, key, value), weights, biases):
-        tokens = tokens if module.batch_first else tokens.transpose(0, 1)
-        parts.append(F.linear(tokens, weight, bias).unflatten(-1, (heads, -1)).transpose(1, 2))
-    mask = None if attn_mask is None else query.tracer.create_proxy("call_function", allowed, (attn_mask,), {})
-    made = module.out_proj(_attention(*parts, mask).transpose(1, 2).flatten(2))
-    return made if module.batch_first else made.transpose(0, 1), None
-
-
-def _encode(module: nn.TransformerEncoderLayer, x, src_mask=None, src_key_padding_mask=None, is_causal=False) -> fx.Proxy:
-    "A layer of a transformer, without the shortcuts that depend on the input."
-    if module.norm_first:
-        x = x + module._sa_block(module.norm1(x), src_mask, src_key_padding_mask)
-        return x + module._ff_block(module.norm2(x))
-    x = module.norm1(x + module._sa_block(x, src_mask, src_key_padding_mask))
-    return module.norm2(x + module._ff_block(x))
-
-# %% ../../nbs/48_lrp_graph.ipynb #7d328666
-def _encode_all(module: nn.TransformerEncoder, src, mask=None, src_key_padding_mask=None, is_causal=None) -> fx.Proxy:
-    "The layers of a transformer one after another."
-    for layer in module.layers:
-        src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
-    return src if module.norm is None else module.norm(src)
 
 # %% ../../nbs/48_lrp_graph.ipynb #de41c7e1
 class _Shaped(fx.Proxy):
@@ -465,7 +466,7 @@ def layer_of_module(
     return _convolution(module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups,
                         getattr(module, "output_padding", 0), getattr(module, "transposed", False))
 
-
+# %% ../../nbs/48_lrp_graph.ipynb #6f17c8fa
 def _convolution(weight, bias, stride=1, padding=0, dilation=1, groups=1, output_padding=0, transposed=False) -> LinearLayer:
     layer = (TransposedConvolution if transposed else FastConvolution)(weight, bias, stride, padding, dilation, groups)
     layer.output_padding = output_padding
@@ -486,6 +487,14 @@ def layer_of_function(
     names = ("stride", "padding", "output_padding", "groups", "dilation") if transposed else ("stride", "padding", "dilation", "groups")
     options = {**dict(zip(names, rest)), **{key: value for key, value in keywords.items() if key in names}}
     return _convolution(weight, bias, transposed=transposed, **options)
+
+
+def _layer_norm(normalized_shape: Sequence[int], weight: torch.Tensor | None = None, bias: torch.Tensor | None = None,
+                eps: float = 1e-5) -> nn.LayerNorm:
+    "The function `layer_norm` as a module."
+    module = nn.LayerNorm(normalized_shape, eps, elementwise_affine=False)
+    module.weight, module.bias = (None if one is None else nn.Parameter(one.detach()) for one in (weight, bias))
+    return module
 
 # %% ../../nbs/48_lrp_graph.ipynb #fbeb5851
 @dataclass
@@ -558,14 +567,6 @@ def _layer_maker(step: Step) -> Callable[..., LinearLayer] | None:
             return layer_of_module(_layer_norm(*args[1:], **{key: value for key, value in kwargs.items() if key != "input"}), x)
         return layer_of_function(step.description, args[1:] if args else (), kwargs)
     return from_function
-
-
-def _layer_norm(normalized_shape: Sequence[int], weight: torch.Tensor | None = None, bias: torch.Tensor | None = None,
-                eps: float = 1e-5) -> nn.LayerNorm:
-    "The function `layer_norm` as a module."
-    module = nn.LayerNorm(normalized_shape, eps, elementwise_affine=False)
-    module.weight, module.bias = (None if one is None else nn.Parameter(one.detach()) for one in (weight, bias))
-    return module
 
 
 def _find_gate(step: Step, steps: Mapping[fx.Node, Step]) -> None:

@@ -61,20 +61,25 @@ def deviating_nodes(
 
 # %% ../../nbs/79_narrative.ipynb #0266a006
 _WORDS = {"en": {"Inf": "inferior", "Sup": "superior", "Mid": "middle", "Med": "medial", "Medial": "medial", "Ant": "anterior", "Post": "posterior",
-                 "Orb": "orbital", "Oper": "opercular", "Tri": "triangular", "Cingulum": "cingulate", "Cerebelum": "cerebellum", "ParaHippocampal": "parahippocampal gyrus",
+                 "Orb": "orbital", "Oper": "opercular", "Tri": "triangular", "Cingulum": "cingulate", "Cerebelum": "cerebellum",
+                 "ParaHippocampal": "parahippocampal gyrus",
                  "Supp": "supplementary", "SupraMarginal": "supramarginal gyrus", "Rectus": "gyrus rectus", "TemporalPole": "temporal pole",
                  **{name: f"{name.lower()} gyrus" for name in ("Temporal", "Frontal", "Parietal", "Occipital")}},
           "de": {"Inf": "inferior", "Sup": "superior", "Mid": "medius", "Med": "medial", "Medial": "medial", "Ant": "anterior", "Post": "posterior",
-                 "Orb": "orbital", "Oper": "opercular", "Tri": "triangular", "Cingulum": "Cingulum", "Cerebelum": "Kleinhirn", "ParaHippocampal": "Gyrus parahippocampalis",
-                 "Supp": "supplementär", "SupraMarginal": "Gyrus supramarginalis", "Rectus": "Gyrus rectus", "Temporal": "Gyrus temporalis", "Frontal": "Gyrus frontalis",
-                 "Parietal": "Gyrus parietalis", "Occipital": "Gyrus occipitalis", "TemporalPole": "Temporalpol", "Amygdala": "Amygdala", "Insula": "Inselrinde", "Precuneus": "Präcuneus",
-                 "Fusiform": "Gyrus fusiformis", "Lingual": "Gyrus lingualis", "Precentral": "Gyrus praecentralis", "Postcentral": "Gyrus postcentralis",
+                 "Orb": "orbital", "Oper": "opercular", "Tri": "triangular", "Cingulum": "Cingulum", "Cerebelum": "Kleinhirn",
+                 "ParaHippocampal": "Gyrus parahippocampalis",
+                 "Supp": "supplementär", "SupraMarginal": "Gyrus supramarginalis", "Rectus": "Gyrus rectus",
+                 "Temporal": "Gyrus temporalis", "Frontal": "Gyrus frontalis", "Parietal": "Gyrus parietalis", "Occipital": "Gyrus occipitalis",
+                 "TemporalPole": "Temporalpol", "Insula": "Inselrinde", "Precuneus": "Präcuneus", "Fusiform": "Gyrus fusiformis",
+                 "Lingual": "Gyrus lingualis", "Precentral": "Gyrus praecentralis", "Postcentral": "Gyrus postcentralis",
                  "Angular": "Gyrus angularis", "Calcarine": "Sulcus calcarinus", "Heschl": "Heschl-Querwindung"}}
 _ADJECTIVES = ("Inf", "Sup", "Mid", "Med", "Medial", "Ant", "Post", "Orb", "Oper", "Tri", "Supp")
 _PLACES = {"en": {"left": "left", "right": "right", "midline": "midline", "hippocampus": "hippocampus", "brain": "whole brain"},
-           "de": {"left": "links", "right": "rechts", "midline": "Mittellinie", "hippocampus": "Hippocampus", "temporal": "Temporallappen", "frontal": "Frontallappen",
+           "de": {"left": "links", "right": "rechts", "midline": "Mittellinie", "hippocampus": "Hippocampus",
+                  "temporal": "Temporallappen", "frontal": "Frontallappen",
                   "parietal": "Parietallappen", "occipital": "Okzipitallappen", "insula and cingulate": "Insel und Cingulum",
-                  "basal ganglia and thalamus": "Basalganglien und Thalamus", "cerebellum": "Kleinhirn", "brain": "gesamtes Gehirn", "other": "andere Regionen"}}
+                  "basal ganglia and thalamus": "Basalganglien und Thalamus", "cerebellum": "Kleinhirn",
+                  "brain": "gesamtes Gehirn", "other": "andere Regionen"}}
 
 
 def node_words(
@@ -156,7 +161,8 @@ SENTENCES = {
         "unsupported": "Regionen, die die Entscheidung tragen, haben erwartete Volumina: {regions}.",
         "missed": "Die Entscheidung lautet {control}, doch Volumina sind verkleinert: {regions}.",
         "nothing": "Nichts von dem, was hier gemessen wird.",
-        "passed": "Bestanden: {checks}.", "failed": "NICHT BESTANDEN: {checks}. Auf das oben Gesagte ist kein Verlass.", "unchecked": "Nichts wurde geprüft.",
+        "passed": "Bestanden: {checks}.", "failed": "NICHT BESTANDEN: {checks}. Auf das oben Gesagte ist kein Verlass.",
+        "unchecked": "Nichts wurde geprüft.",
         "limits": "Eine Relevanzkarte zeigt, was das Netz verwendet hat, nicht, wo Gewebe fehlt. Dies dient der Forschung, nicht der Diagnose."},
 }
 
