@@ -466,7 +466,7 @@ def layer_of_module(
     return _convolution(module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups,
                         getattr(module, "output_padding", 0), getattr(module, "transposed", False))
 
-# %% ../../nbs/48_lrp_graph.ipynb #6f17c8fa
+# %% ../../nbs/48_lrp_graph.ipynb #fb5f9e11
 def _convolution(weight, bias, stride=1, padding=0, dilation=1, groups=1, output_padding=0, transposed=False) -> LinearLayer:
     layer = (TransposedConvolution if transposed else FastConvolution)(weight, bias, stride, padding, dilation, groups)
     layer.output_padding = output_padding
