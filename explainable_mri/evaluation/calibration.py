@@ -33,7 +33,7 @@ def _fit_line(z: np.ndarray, truth: np.ndarray, intercept: bool) -> list[float]:
     "Slope, never below 0, and intercept of a logistic regression on logits, by Firth's penalised likelihood."
     from scipy.optimize import minimize
 
-    middle = z.mean() if intercept else 0.0
+    middle = float(z.mean()) if intercept else 0.0
     scale = math.sqrt(np.mean((z - middle) ** 2))
     if scale < _EDGE:  # the network says the same of all scans
         return [0.0, float(logit((truth.sum() + 0.5) / (len(truth) + 1)))] if intercept else [1.0, 0.0]
