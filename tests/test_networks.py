@@ -70,7 +70,7 @@ def test_covariates_beside_the_scan_are_trained_and_explained(folder, method):
 
 def test_a_covariate_cannot_be_what_is_estimated(folder):
     config = tiny(folder, "leak", model={"name": "alexnet", "covariates": ["age"]}, loss={"name": "mse"},
-                  task={"kind": "regression", "target": "age"})
+                  covariates=["sex", "tiv"], task={"kind": "regression", "target": "age"})
     with pytest.raises(ExplainableMRIError, match="model.covariates holds 'age'"):
         train_fold(config)
 
