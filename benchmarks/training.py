@@ -1,6 +1,6 @@
 """Measure a step and an epoch of the published CNN and of a ResNet beside Keras, in alternating rounds.
 
-python benchmarks/training.py [--networks dyrba2021 resnet] [--rounds 5] [--steps 3] [--epoch 100] [--threads 2] [--no-write]
+python benchmarks/training.py [--networks dyrba2021 resnet] [--rounds 5] [--steps 3] [--epoch 100] [--threads 2] [--without resnet:bfloat16] [--no-write]
 
 All workers stay alive and take turns, one measured while the others wait, so that a busy machine slows all alike; what counts is the
 fastest step of each, and the ratio to Keras's fastest. Batches of 20 scans of 100 × 120 × 100 voxels, Adam, dropout and L2 as published.
@@ -46,10 +46,10 @@ class Peer:
         return self.answer()
 
 
-def compare(network: str, python: Path, rounds: int, steps: int, epoch: int, threads: int) -> list[dict]:
+def compare(network: str, python: Path, rounds: int, steps: int, epoch: int, threads: int, without: list[str]) -> list[dict]:
     "Rows of the table for a network."
     peers = {name: Peer(python if kind == "keras" else sys.executable, kind, network, precision, threads)
-             for name, (kind, precision) in PEERS.items()}
+             for name, (kind, precision) in PEERS.items() if f"{network}:{name}" not in without}
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     epochs: dict[str, list[float]] = {name: [] for name in peers}
     for number in range(rounds):
@@ -67,11 +67,20 @@ def compare(network: str, python: Path, rounds: int, steps: int, epoch: int, thr
              "epoch": f"{min(epochs[name]):.1f} s" if epochs[name] else "not measured"} for name, values in seconds.items()]
 
 
+def bfloat16_instructions() -> str:
+    "Whether this CPU computes in bfloat16 or emulates it."
+    flags = Path("/proc/cpuinfo").read_text().split()
+    has = {"avx512_bf16", "amx_bf16"} & set(flags)
+    return "This CPU computes in bfloat16 (" + ", ".join(sorted(has)) + ")." if has else \
+        "This CPU has no bfloat16 instructions: PyTorch emulates them, so the row of bfloat16 says nothing of a CPU that has them."
+
+
 def table(rows: list[dict], arguments: argparse.Namespace) -> str:
     "The section of RESULTS.md."
     lines = ["## Training", "", f"A step on {arguments.threads} threads: 20 scans of 100 × 120 × 100 voxels; {arguments.rounds} rounds of "
              f"{arguments.steps} steps in turn; an epoch: {arguments.epoch} scans. `python benchmarks/training.py` makes this table. "
-             f"Load of the machine while it was made: {os.getloadavg()[1]:.1f}.", "",
+             f"Load of the machine while it was made: {os.getloadavg()[1]:.1f}. {bfloat16_instructions()}"
+             + "".join(f" {name} was left out." for name in arguments.without), "",
              "| network | who | fastest step | median | of Keras's fastest | epoch |", "|---|---|---:|---:|---:|---:|"]
     lines += [f"| {row['network']} | {row['who']} | {row['fastest']:.2f} s | {row['median']:.2f} s | {row['ratio']:.2f} | {row['epoch']} |"
               for row in rows]
@@ -84,11 +93,12 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["dyrba2021", "resnet"])
     for name, default in (("rounds", 5), ("steps", 3), ("epoch", 100), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--without", nargs="*", default=[], metavar="NETWORK:WHO", help="leave a row out, such as resnet:bfloat16")
     parser.add_argument("--no-write", action="store_true", help="print the table without changing RESULTS.md")
     arguments = parser.parse_args()
     python = make_environments()
     rows = [row for network in arguments.networks
-            for row in compare(network, python, arguments.rounds, arguments.steps, arguments.epoch, arguments.threads)]
+            for row in compare(network, python, arguments.rounds, arguments.steps, arguments.epoch, arguments.threads, arguments.without)]
     text = table(rows, arguments)
     print(text)
     if not arguments.no_write:

@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+LONGEST = ("test_tutorial", "test_lrp_references", "test_packaging", "test_study", "test_networks", "test_predict", "test_repository")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    "Begin with the files that take minutes, so that no worker is left with one of them at the end."
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,16 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
@@ -21,11 +26,27 @@ evaluation: {replicates: 100, subgroups: [sex, age]}
 """
 
 
+PROGRAM = [sys.executable, "-c", "import sys; from explainable_mri.cli import main; sys.argv[0] = 'explainable-mri'; main()"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     "Run a command as a user does."
-    code = "import sys; from explainable_mri.cli import main; sys.argv[0] = 'explainable-mri'; main()"
-    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=900)
+    return subprocess.run([*PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
+
+
+def stop(folder: Path, how: signal.Signals, seen: Callable[[], bool], *arguments: str) -> str:
+    "Run a command, stop it once something is seen, and return what it said: Ctrl-C reaches all its processes, as in a terminal."
+    process = subprocess.Popen([*PROGRAM, *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               env=ENVIRONMENT, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not seen():
+        assert process.poll() is None and time.monotonic() < deadline, f"{arguments} ended before it could be stopped"
+        time.sleep(0.02)
+    (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}[how], said
+    return said
 
 
 def crossval(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -137,6 +158,43 @@ def test_the_notebook_is_the_page_of_the_study(study, monkeypatch):
     text = "\n".join(str(output.get("text", "")) + str(output.get("data", {}).get("text/html", "")) for output in outputs)
     assert "2 folds finished" in text and "region_volume" in text and "persons" in text
     assert not [output for output in outputs if output.get("name") == "stderr"]
+
+
+def test_a_study_that_is_stopped_in_any_way_ends_like_an_uninterrupted_one(study):
+    folder, whole = study[0], study[0] / "results" / "tiny"
+    results, arguments = folder / "results" / "stopped", ("crossval", "tiny.yaml", "name=stopped")
+    for how, seen in ((signal.SIGINT, lambda: (results / "fold-1" / "last.ckpt").exists()),
+                      (signal.SIGKILL, lambda: any((results / "fold-1" / "explanations").rglob("*.nii.gz"))),
+                      (signal.SIGTERM, lambda: (results / "fold-2" / "last.ckpt").exists())):
+        said = stop(folder, how, seen, *arguments)
+        assert how == signal.SIGKILL or f"Stopped by {how.name}. Continue with the same command." in said and "Traceback" not in said
+    last = command(folder, *arguments)
+    assert last.returncode == 0 and "2 folds finished: 1, 2" in last.stdout, last.stdout + last.stderr
+    for name in ("metrics", "folds", "subgroups", "calibration", "baselines"):
+        pd.testing.assert_frame_equal(*(pd.read_csv(place / "study" / f"{name}.csv") for place in (results, whole)))
+    for fold in (1, 2):
+        old, new = ([pd.read_csv(place / f"fold-{fold}" / name) for name in ("predictions.csv", "explanations/scans.csv")]
+                    for place in (whole, results))
+        pd.testing.assert_frame_equal(old[0], new[0])
+        for one, other in zip(old[1].relevance_map, new[1].relevance_map, strict=True):
+            assert one != other and np.array_equal(nib.load(folder / one).get_fdata(), nib.load(folder / other).get_fdata())
+
+
+SEARCH = ("sweep", "tiny.yaml", "sweep={folds: 2, keys: {training.learning_rate: {low: 0.001, high: 0.01}}}", "--trials", "2")
+
+
+def test_a_search_that_is_killed_in_a_trial_tries_and_finds_the_same(place):
+    pytest.importorskip("optuna")
+    whole = command(place, *SEARCH, "name=whole")
+    assert whole.returncode == 0, whole.stderr
+    trials = place / "results" / "killed" / "sweep" / "fold-1" / "trials"
+    stop(place, signal.SIGKILL, lambda: any(trials.glob("*/fold-1/last.ckpt")), *SEARCH, "name=killed")
+    stop(place, signal.SIGINT, lambda: len([*trials.glob("*/fold-2/last.ckpt")]) == 2, *SEARCH, "name=killed")
+    again = command(place, *SEARCH, "name=killed")
+    assert again.returncode == 0, again.stderr
+    tables = [pd.read_csv(place / "results" / name / "sweep" / "fold-1" / "trials.csv") for name in ("whole", "killed")]
+    pd.testing.assert_frame_equal(*tables)
+    assert len(tables[0]) == 2 and tables[0].value.notna().all()
 
 
 def test_several_studies_are_one_command_and_end_in_a_comparison(study):
