@@ -87,7 +87,7 @@ def learn_covariates(
         return None
     return SecondInput.learn(cohort.table.iloc[split.train], config.model.covariates, _imputes(config.cohort))
 
-# %% ../../nbs/81_train.ipynb #57e8c348
+# %% ../../nbs/81_train.ipynb #1de28b35
 _NORM_COVARIATES = ("age", "sex", "tiv")
 
 
@@ -106,7 +106,7 @@ def fit_fold_norms(
     measured = pd.DataFrame([node_volumes(volumes[row], atlas, cohort.grid) for row in table.index], table.index)
     try:
         return fit_norms(measured.loc[:, measured.nunique() > 1], table, _NORM_COVARIATES,
-                         source=f"{len(table)} controls of {config.name}, {atlas.name}")
+                         source=f"training part of {config.name}, {atlas.name.upper()}")
     except (NormError, CovariateError):  # too few, or all of one sex
         return None
 

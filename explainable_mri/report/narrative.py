@@ -7,6 +7,7 @@ __all__ = ['HEADINGS', 'SENTENCES', 'driving_nodes', 'agreeing', 'deviating_node
            'Reading', 'read_scan']
 
 # %% ../../nbs/75_narrative.ipynb #4a8b1866
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -132,11 +133,11 @@ HEADINGS = {"en": ("The network's decision", "What drove it", "Volumes", "What s
             "de": ("Die Entscheidung des Netzes", "Was sie trägt", "Volumina", "Was dagegen spricht", "Prüfungen und Grenzen")}
 SENTENCES = {
     "en": {
-        "likelihood": "The likelihood of {disease} is {value:.0%} (95 % interval {low:.0%} to {high:.0%}).",
-        "probability": "The network gives {disease} a probability of {value:.0%}; it is not calibrated, so it is no likelihood.",
-        "above": "The threshold is {threshold:.0%}, so the scan counts as {name}.",
+        "likelihood": "The likelihood of {disease} is {value:.0f} % (95 % interval {low:.0f} % to {high:.0f} %).",
+        "probability": "The network gives {disease} a probability of {value:.0f} %; it is not calibrated, so it is no likelihood.",
+        "above": "The threshold is {threshold:.0f} %, so the scan counts as {name}.",
         "undecided": "The interval holds the threshold: by this scan alone the network does not decide.",
-        "driven": "Relevance for {disease} gathers in: {regions}. Together they hold {share:.0%} of it.",
+        "driven": "Relevance for {disease} gathers in: {regions}. Together they hold {share:.0f} % of it.",
         "spread": "Relevance for {disease} gathers nowhere: no region stands out.",
         "reduced": "Less volume than to be expected at this age, sex and head size: {regions}.",
         "normal": "No volume lies below what is to be expected at this age, sex and head size.",
@@ -149,11 +150,11 @@ SENTENCES = {
         "passed": "Passed: {checks}.", "failed": "FAILED: {checks}. The reading above must not be relied on.", "unchecked": "Nothing was checked.",
         "limits": "A relevance map shows what the network used, not where tissue is lost. This is for research, not for diagnosis."},
     "de": {
-        "likelihood": "Die Wahrscheinlichkeit für {disease} beträgt {value:.0%} (95-%-Intervall {low:.0%} bis {high:.0%}).",
-        "probability": "Das Netz gibt {disease} den Wert {value:.0%}; er ist nicht kalibriert und daher keine Wahrscheinlichkeit.",
-        "above": "Die Schwelle liegt bei {threshold:.0%}, die Aufnahme zählt damit als {name}.",
+        "likelihood": "Die Wahrscheinlichkeit für {disease} beträgt {value:.0f} % (95-%-Intervall {low:.0f} % bis {high:.0f} %).",
+        "probability": "Das Netz gibt {disease} den Wert {value:.0f} %; er ist nicht kalibriert und daher keine Wahrscheinlichkeit.",
+        "above": "Die Schwelle liegt bei {threshold:.0f} %, die Aufnahme zählt damit als {name}.",
         "undecided": "Das Intervall enthält die Schwelle: Anhand dieser Aufnahme allein entscheidet das Netz nicht.",
-        "driven": "Relevanz für {disease} liegt vor allem hier: {regions}. Zusammen ist das {share:.0%} davon.",
+        "driven": "Relevanz für {disease} liegt vor allem hier: {regions}. Zusammen ist das {share:.0f} % davon.",
         "spread": "Relevanz für {disease} häuft sich nirgends: Keine Region ragt heraus.",
         "reduced": "Weniger Volumen als nach Alter, Geschlecht und Kopfgröße zu erwarten: {regions}.",
         "normal": "Kein Volumen liegt unter dem, was nach Alter, Geschlecht und Kopfgröße zu erwarten ist.",
@@ -186,9 +187,9 @@ class Reading:
 def _decision(finding: Finding, say) -> list[str]:
     "How likely, and what that counts as."
     name = finding.disease if finding.called else finding.control
-    value, low, high = finding.likelihood or (finding.probability, None, None)
-    first = say("probability" if low is None else "likelihood", value=value, low=low, high=high)
-    return [first, say("above", threshold=finding.threshold, name=name), *([say("undecided")] if finding.undecided else [])]
+    value, *ends = (100 * one for one in finding.likelihood or (finding.probability,))
+    first = say("likelihood", value=value, low=ends[0], high=ends[1]) if ends else say("probability", value=value)
+    return [first, say("above", threshold=100 * finding.threshold, name=name), *([say("undecided")] if finding.undecided else [])]
 
 # %% ../../nbs/75_narrative.ipynb #47f4f161
 def _supported(driving: Sequence[str], reduced: Sequence[str]) -> list[str]:
@@ -209,10 +210,11 @@ def read_scan(
         raise NarrativeError(f"There is no reading in '{language}'. {suggest(str(language), list(SENTENCES))}")
 
     def say(key: str, names: Sequence[str] = (), **values) -> str:
-        told = [words if finding.wscores is None or key not in ("reduced", "missed") else f"{words} ({finding.wscores[node]:+.1f} sd)"
+        told = [words if finding.wscores is None or key not in ("reduced", "missed") else f"{words} ({finding.wscores[node]:+.1f} sd)".replace("(-", "(−")
                 for node, words in ((node, node_words(node, language)) for node in names[:most])]
         more = {"en": " and {} more", "de": " und {} weitere"}[language].format(len(names) - most) if len(names) > most else ""
-        return SENTENCES[language][key].format(disease=finding.disease, control=finding.control, regions=", ".join(told) + more, **values)
+        words = SENTENCES[language][key].format(disease=finding.disease, control=finding.control, regions=", ".join(told) + more, **values)
+        return re.sub(r"(?<=\d)\.(?=\d)", ",", words) if language == "de" else words
 
     sections = [_decision(finding, say), _drivers(finding, say), _volumes(finding, say), _against(finding, say), _checks(finding, say)]
     return Reading(tuple((heading, tuple(sentences)) for heading, sentences in zip(HEADINGS[language], sections)))
@@ -223,7 +225,7 @@ def _drivers(finding: Finding, say) -> list[str]:
     driving = driving_nodes(finding.nodes)
     own = finding.nodes.set_index("node")
     total = finding.nodes[finding.nodes.parent == ""].positive.iloc[0]
-    return [say("driven", driving, share=own.positive[driving].sum() / total) if driving else say("spread")]
+    return [say("driven", driving, share=100 * own.positive[driving].sum() / total) if driving else say("spread")]
 
 
 def _volumes(finding: Finding, say) -> list[str]:

@@ -128,7 +128,9 @@ _ENGLISH |= {
     "wheel_caption": "From the inside: the brain, its sides, lobes and gyri of the atlas {atlas}, as wide as their volume; what is right in the "
     "brain stands right. A lobe has the mean of its gyri, weighted by volume. Left: relevance per voxel, red for {target}.",
     "wheel_norms": "Right: how far volumes are from what is to be expected, in standard deviations, blue where there is less.",
-    "norms": "w-scores compare the scan with {controls} ({covariates}): −2 is less than 98 in a hundred controls have.",
+    "norms": "w-scores compare the scan with {controls} controls, by {covariates} ({source}): −2 is less than 98 in a hundred controls have.",
+    "norms_few": "With so few controls, w-scores are themselves uncertain and their magnitudes tend to be too large.",
+    "covariate_age": "age", "covariate_sex": "sex", "covariate_tiv": "head size",
     "no_norms": "No w-scores: {why}", "why_none": "the network comes without norms of its controls.",
     "why_atlas": "the norms are those of another atlas.",
     "cases_caption": "The {count} persons of the training part whose scans are most alike for the network (distance of standardised features in "
@@ -206,7 +208,10 @@ _GERMAN |= {
     "wheel_caption": "Von innen: das Gehirn, seine Seiten, Lappen und Windungen des Atlas {atlas}, so breit wie ihr Volumen; was im Gehirn "
     "rechts liegt, steht rechts. Ein Lappen hat das nach Volumen gewichtete Mittel seiner Windungen. Links: Relevanz je Voxel, rot für {target}.",
     "wheel_norms": "Rechts: wie weit Volumina von dem entfernt sind, was zu erwarten ist, in Standardabweichungen, blau wo es weniger ist.",
-    "norms": "w-Werte vergleichen den Scan mit {controls} ({covariates}): −2 ist weniger, als 98 von hundert Kontrollpersonen haben.",
+    "norms": "w-Werte vergleichen den Scan mit {controls} Kontrollpersonen, nach {covariates} ({source}): −2 ist weniger, als 98 von hundert "
+    "Kontrollpersonen haben.",
+    "norms_few": "Bei so wenigen Kontrollpersonen sind w-Werte selbst unsicher, und ihre Beträge fallen eher zu groß aus.",
+    "covariate_age": "Alter", "covariate_sex": "Geschlecht", "covariate_tiv": "Kopfgröße",
     "no_norms": "Keine w-Werte: {why}", "why_none": "Das Netz bringt keine Normen seiner Kontrollpersonen mit.",
     "why_atlas": "Die Normen sind die eines anderen Atlas.",
     "cases_caption": "Die {count} Personen des Trainings, deren Scans für das Netz am ähnlichsten sind (Abstand standardisierter Merkmale seiner "
@@ -302,7 +307,10 @@ def slice_figures(
     figure = plot_relevance(relevance.array, relevance.grid, cut_coords=place.tolist(), title=title, **options)
     return [*drawn, Figure(figure, title, words["peak_caption"])]
 
-# %% ../../nbs/78_scan.ipynb #260c2da8
+# %% ../../nbs/78_scan.ipynb #2c121d94
+_FEW_CONTROLS = 50  # below which norms are uncertain; see the chapter on w-scores
+
+
 def scan_wscores(
     explanation: Explanation,  # the explanation, of a map of grey-matter volume
     atlas: Atlas,              # regions on its grid
@@ -320,7 +328,9 @@ def scan_wscores(
         scores = norms.wscores(volumes[known].to_frame().T, pd.DataFrame([explanation.person])).iloc[0]
     except CovariateError as error:
         return None, words["no_norms"].format(why=str(error))
-    return scores, words["norms"].format(controls=norms.source, covariates=", ".join(norms.covariates))
+    by = ", ".join(words.get(f"covariate_{name}", name) for name in norms.covariates)
+    told = words["norms"].format(controls=norms.controls, covariates=by, source=norms.source)
+    return scores, f"{told} {words['norms_few']}" if norms.controls < _FEW_CONTROLS else told
 
 # %% ../../nbs/78_scan.ipynb #84dc83bf
 def scan_regions(
@@ -414,7 +424,7 @@ def _say(value: float, form: str, language: str) -> str:
     text = "–" if pd.isna(value) else form.format(value).replace("%", " %")
     return text.replace(".", ",") if language == "de" else text
 
-# %% ../../nbs/78_scan.ipynb #72c5000e
+# %% ../../nbs/78_scan.ipynb #963196e8
 def scan_reading(
     explanation: Explanation,  # of the second of two classes
     atlas: Atlas,              # regions on its grid
@@ -435,7 +445,7 @@ def scan_reading(
 
 Explanation.reading = lambda self, language="en", atlas="aal": scan_reading(self, load_atlas(atlas, self.relevance.grid), language)
 
-# %% ../../nbs/78_scan.ipynb #d26d1134
+# %% ../../nbs/78_scan.ipynb #1a4bf522
 def scan_wheels(
     explanation: Explanation,  # the explanation
     atlas: Atlas,              # regions on its grid
@@ -685,9 +695,10 @@ def _how_to_read(explanation: Explanation, scale: Scale, words: Mapping[str, str
     return Text("\n\n".join([words["colours"].format(target=explanation.target), words["not_atrophy"], by, drawn]))
 
 
-def _reading_block(reading: Reading) -> Text:
-    "A reading as paragraphs, each with its heading."
-    return Text("\n\n".join(f"{heading}: {' '.join(sentences)}" for heading, sentences in reading.parts))
+def _reading_block(reading: Reading) -> Table:
+    "A reading as a table without headings, a part a row."
+    rows = [(heading, " ".join(sentences)) for heading, sentences in reading.parts]
+    return Table(pd.DataFrame(rows, columns=["part", "sentences"]), names={"part": "", "sentences": ""})
 
 
 def _case_block(cases: pd.DataFrame, words: Mapping[str, str], language: str) -> Table:

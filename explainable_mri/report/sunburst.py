@@ -100,7 +100,7 @@ def plot_sunburst(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    figure, places = Figure(figsize=(4.8 * len(values), 4.4), dpi=90), wheel(volumes, hierarchy, levels)
+    figure, places = Figure(figsize=(4.8 * len(values), 4.2), dpi=90, layout="constrained"), wheel(volumes, hierarchy, levels)
     for number, ((title, own), unit) in enumerate(zip(values.items(), units or list(values), strict=True), 1):
         known = own if "brain" in own.index else node_values(own, volumes, hierarchy, levels)
         shown = known.reindex(places.node).abs()
