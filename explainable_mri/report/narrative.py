@@ -210,8 +210,8 @@ def read_scan(
         raise NarrativeError(f"There is no reading in '{language}'. {suggest(str(language), list(SENTENCES))}")
 
     def say(key: str, names: Sequence[str] = (), **values) -> str:
-        told = [words if finding.wscores is None or key not in ("reduced", "missed") else f"{words} ({finding.wscores[node]:+.1f} sd)".replace("(-", "(−")
-                for node, words in ((node, node_words(node, language)) for node in names[:most])]
+        measured = finding.wscores is not None and key in ("reduced", "missed")
+        told = [node_words(node, language) + (f" ({finding.wscores[node]:+.1f} sd)".replace("-", "−") if measured else "") for node in names[:most]]
         more = {"en": " and {} more", "de": " und {} weitere"}[language].format(len(names) - most) if len(names) > most else ""
         words = SENTENCES[language][key].format(disease=finding.disease, control=finding.control, regions=", ".join(told) + more, **values)
         return re.sub(r"(?<=\d)\.(?=\d)", ",", words) if language == "de" else words
