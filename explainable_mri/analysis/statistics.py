@@ -152,7 +152,7 @@ def mean_maps(
         counts[group] = counts.get(group, 0) + 1
     return {group: (total / counts[group]).astype(np.float32) for group, total in sums.items()}
 
-# %% ../../nbs/63_statistics.ipynb #7a6db42d
+# %% ../../nbs/63_statistics.ipynb #751f2567
 def relevance_entropy(
     relevance: np.ndarray,  # relevance map, of any shape
     mask: np.ndarray,       # bool, the voxels that count, of the same shape
@@ -164,7 +164,7 @@ def relevance_entropy(
     shares = weights[weights > 0] / weights.sum()
     return float(-(shares * np.log(shares)).sum() / math.log(weights.size))
 
-# %% ../../nbs/63_statistics.ipynb #d3e0432b
+# %% ../../nbs/63_statistics.ipynb #8fe77a86
 @dataclass(frozen=True, eq=False)
 class MapComparison:
     "Maps of two groups, compared voxel by voxel; zero, and p 1, outside the mask."
@@ -189,8 +189,9 @@ def compare_maps(
 
     counts = len(first), len(second)
     if min(counts) < 3 or covariates is not None and len(covariates) != sum(counts):
-        raise ValueError(f"Groups of {counts[0]} and {counts[1]} scans" + ("" if covariates is None else f", with {len(covariates)} rows of covariates,")
-                         + " cannot be compared: each needs three scans at least, and covariates a row for each scan.")
+        rows = "" if covariates is None else f", with {len(covariates)} rows of covariates,"
+        raise ValueError(f"Groups of {counts[0]} and {counts[1]} scans{rows} cannot be compared: each needs three scans at least, and covariates "
+                         "a row for each scan.")
     values = np.concatenate([np.asarray(part)[:, mask] for part in (first, second)]).astype(np.float64)
     varies = values.std(axis=0) > 0
     group = np.repeat([0.0, 1.0], counts)[:, None]
@@ -200,7 +201,8 @@ def compare_maps(
     pooled = np.sqrt((within * np.array(counts)[:, None]).sum(0) / (sum(counts) - 2))
     t, p = np.zeros(len(varies)), np.ones(len(varies))
     t[varies], p[varies] = found["t"][0], 10 ** -found["logp_max_t"][0]
-    return MapComparison(*(_on_grid(one, mask, outside) for one, outside in ((means[1] - means[0], 0), (pooled, 0), (t, 0), (p, 1))), counts)
+    parts = ((means[1] - means[0], 0), (pooled, 0), (t, 0), (p, 1))
+    return MapComparison(*(_on_grid(one, mask, outside) for one, outside in parts), counts)
 
 
 def _on_grid(values: np.ndarray, mask: np.ndarray, outside: float) -> np.ndarray:
