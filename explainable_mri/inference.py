@@ -154,11 +154,15 @@ class Explanation:
 
         return write_scan_report(self, path, **options)
 
-    def view(self, **options: Any) -> Any:
-        "Look through the map in a notebook; `options` are those of `view_explanation`: scale, atlas, language, theme, threshold, crosshair, ..."
-        from explainable_mri.viewer.widget import view_explanation
+# %% ../nbs/59_inference.ipynb #bc4e4b5f
+def _view(explanation: Explanation, **options: Any) -> Any:
+    "Look through the map in a notebook; `options` are those of `view_explanation`: scale, atlas, language, theme, threshold, crosshair, ..."
+    from explainable_mri.viewer.widget import view_explanation
 
-        return view_explanation(self, **options)
+    return view_explanation(explanation, **options)
+
+
+Explanation.view = _view
 
 # %% ../nbs/59_inference.ipynb #45122683
 class OnGrid(nn.Module):
