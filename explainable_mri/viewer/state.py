@@ -8,7 +8,7 @@ __all__ = ['CHOICES', 'BOUNDS', 'AXES', 'ViewerState', 'read_state', 'write_link
            'look_at', 'slice_profiles', 'peak_place', 'region_places', 'likelihood_sentence', 'Subject', 'Single',
            'Collection', 'describe_clusters', 'describe_place', 'region_rows']
 
-# %% ../../nbs/96_state.ipynb #2decaacb
+# %% ../../nbs/96_state.ipynb #8b37247d
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -33,7 +33,7 @@ from ..report.figures import relevance_limits
 from ..report.narrative import SENTENCES
 from ..report.scan import LANGUAGES, Scale, _reading
 
-# %% ../../nbs/96_state.ipynb #719a6635
+# %% ../../nbs/96_state.ipynb #af9086cb
 CHOICES = {"scaling": ("fixed", "adaptive"), "language": tuple(LANGUAGES), "theme": ("light", "dark")}
 BOUNDS = {"threshold": (0.0, 1.0), "smallest": (0.0, 5.0), "smoothing": (0.0, 12.0), "opacity": (0.0, 1.0), "contrast": (0.1, 1.0)}
 
@@ -71,7 +71,7 @@ class ViewerState:
         if not all(math.isfinite(value) for value in self.crosshair):
             raise ConfigError(f"The crosshair needs three numbers in mm, not {self.crosshair}.")
 
-# %% ../../nbs/96_state.ipynb #0e114d4e
+# %% ../../nbs/96_state.ipynb #5a2c562e
 def read_state(
     values: Mapping[str, Any],  # names and values, as a browser or a link gives them: text, numbers, or a list for the crosshair
 ) -> ViewerState:               # what they mean; what is absent has its default
@@ -109,7 +109,7 @@ def read_link(
     "Read a link; raises `ConfigError` where it says what a viewer cannot show."
     return read_state({name: value for name, value in parse_qsl(text.lstrip("?")) if name not in ignore})
 
-# %% ../../nbs/96_state.ipynb #e354461b
+# %% ../../nbs/96_state.ipynb #26e27911
 @dataclass(frozen=True, eq=False)
 class Scene:
     "A map over its scan."
@@ -140,7 +140,7 @@ def explanation_scene(
     colours = scale or Scale(*relevance_limits(explanation.relevance.array))
     return Scene(explanation.scan, explanation.relevance, load_atlas(atlas, explanation.relevance.grid), colours, explanation)
 
-# %% ../../nbs/96_state.ipynb #215e200c
+# %% ../../nbs/96_state.ipynb #e720ac45
 def smooth_relevance(
     scene: Scene,     # the scene
     width: float,     # width (FWHM) in mm; 0: none
@@ -162,7 +162,7 @@ def colour_limit(
     "Where colours end."
     return scene.scale.vmax if scaling == "fixed" else relevance_limits(relevance)[1]
 
-# %% ../../nbs/96_state.ipynb #05dd06be
+# %% ../../nbs/96_state.ipynb #c52bb3a3
 @dataclass(frozen=True, eq=False)
 class Clusters:
     "The clusters of a map above a threshold."
@@ -202,7 +202,7 @@ def size_histogram(
     counts = np.bincount(np.floor(np.log2(sizes)).astype(int))
     return (2 ** np.arange(len(counts))).tolist(), counts.tolist()
 
-# %% ../../nbs/96_state.ipynb #066945a1
+# %% ../../nbs/96_state.ipynb #a9578643
 def voxel_at(
     grid: Grid,                             # the grid
     place: tuple[float, float, float],      # position in mm
@@ -240,7 +240,7 @@ def look_at(
     return AtCrosshair(voxel, relevance, region, len(values), len(values) * scene.grid.voxel_volume, float(values.mean(dtype=float)),
                        float(values[np.abs(values).argmax()]))
 
-# %% ../../nbs/96_state.ipynb #fe8e75ea
+# %% ../../nbs/96_state.ipynb #62c2d12a
 AXES = {"coronal": 1, "axial": 2, "sagittal": 0}  # axis that runs through the slices of a view
 
 
@@ -276,7 +276,7 @@ def region_places(
             found[atlas.names[number]] = tuple(apply_affine(grid.cropped_affine, nearest).tolist())
     return found
 
-# %% ../../nbs/96_state.ipynb #4cd7c47d
+# %% ../../nbs/96_state.ipynb #3fe36a39
 def likelihood_sentence(
     explanation: Explanation,  # the explanation
     language: str = "en",      # "en" or "de"
@@ -290,7 +290,7 @@ def likelihood_sentence(
     value, low, high = prediction.likelihood
     return SENTENCES[language]["likelihood"].format(disease=prediction.task.outputs[1], value=value, low=low, high=high)
 
-# %% ../../nbs/96_state.ipynb #e7efa540
+# %% ../../nbs/96_state.ipynb #eaf9e435
 @dataclass(frozen=True)
 class Subject:
     "A scan with what is known of the person."
@@ -317,7 +317,7 @@ class Single:
         "The scene."
         return self.one
 
-# %% ../../nbs/96_state.ipynb #65792235
+# %% ../../nbs/96_state.ipynb #63493f70
 @dataclass(eq=False)
 class Collection:
     "Subjects and networks to choose from."
@@ -364,13 +364,14 @@ class Collection:
         if key not in self._kept:
             model, subject = self.model(state.model), self.subjects[state.subject]
             found = model.explain(subject.scan, state.explainer, state.target, subject.covariates)
-            scale = control_scale(Path(model.provenance["folder"]), model, state.explainer, {}, state.target) if "folder" in model.provenance else None
+            scale = control_scale(Path(model.provenance["folder"]), model, state.explainer, {},
+                state.target) if "folder" in model.provenance else None
             self._kept[key] = explanation_scene(found, scale, self.atlas)
             while len(self._kept) > self.most:
                 del self._kept[next(iter(self._kept))]
         return self._kept[key]
 
-# %% ../../nbs/96_state.ipynb #12941ec2
+# %% ../../nbs/96_state.ipynb #2bdbcc76
 def _finite(value: float) -> float | None:
     "A number as JSON has it."
     return value if math.isfinite(value) else None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Session', 'session_report', 'view_explanation', 'view']
 
-# %% ../../nbs/97_widget.ipynb #3b5cd5a6
+# %% ../../nbs/97_widget.ipynb #dd0d2665
 import tempfile
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -30,7 +30,7 @@ from .state import (
     BOUNDS, Clusters, Collection, Scene, Single, Subject, ViewerState, describe_clusters, describe_place, explanation_scene,
     find_clusters, likelihood_sentence, read_state, region_places, region_rows, write_link)
 
-# %% ../../nbs/97_widget.ipynb #2a72eb7e
+# %% ../../nbs/97_widget.ipynb #3c669aec
 _SCRIPT = """
 export const VIEWS = { coronal: [0, 2, 1], axial: [0, 1, 2], sagittal: [1, 2, 0] }  // axes to the right, upwards, and through the slices
 
@@ -62,7 +62,7 @@ export function outline({ values, width, height }, number) {  // lines around th
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #8b424668
+# %% ../../nbs/97_widget.ipynb #226ff94e
 _SCRIPT += """
 export function between(size, count, mirrored) {  // for each pixel the voxels before and after it, and how far it is from the first
   const low = new Int32Array(size), part = new Float32Array(size)
@@ -99,7 +99,7 @@ export function paint(pixels, width, height, scan, map, look) {  // look: limit,
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #af560bc2
+# %% ../../nbs/97_widget.ipynb #fdf6aa7e
 _SCRIPT += """
 export function area(values, width, zero, height, most) {  // outline of a filled curve; values of `most` reach `height` from the line at `zero`
   const points = values.map((value, i) => `L${((i + 0.5) / values.length * width).toFixed(1)} ${(zero - value / most * height).toFixed(1)}`)
@@ -130,7 +130,7 @@ const builder = (make) => (tag, attributes = {}, ...children) => {
 const html = builder((tag) => document.createElement(tag)), svg = builder((tag) => document.createElementNS("http://www.w3.org/2000/svg", tag))
 """
 
-# %% ../../nbs/97_widget.ipynb #3f28e410
+# %% ../../nbs/97_widget.ipynb #cf357694
 _SCRIPT += """
 const voxelOf = (it) => it.scene.inverse.map((row, axis) => Math.min(it.scene.shape[axis] - 1, Math.max(0, Math.round(
   row[0] * it.state.crosshair[0] + row[1] * it.state.crosshair[1] + row[2] * it.state.crosshair[2] + row[3]))))
@@ -162,7 +162,7 @@ function drawView(it, panel, number, view) {
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #19259688
+# %% ../../nbs/97_widget.ipynb #520a2815
 _SCRIPT += """
 function draw(it) {
   it.asked = false
@@ -186,7 +186,7 @@ function change(it, values, later = 70) {  // Python hears of it when it has com
   Object.assign(it.state, values)
   refresh(it)
   clearTimeout(it.timer)
-  it.timer = setTimeout(() => { it.model.set("state", { ...it.state }); it.model.save_changes() }, later)
+  it.timer = setTimeout(() => { it.sent = { ...it.state }; it.model.set("state", { ...it.state }); it.model.save_changes() }, later)
 }
 
 const go = (it, place) => change(it, { crosshair: [...place] })
@@ -197,7 +197,7 @@ function step(it, axis, by) {
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #7799bb33
+# %% ../../nbs/97_widget.ipynb #f1b97eb0
 _SCRIPT += """
 function listen(it, canvas, view) {
   const [right, up, through] = VIEWS[view]
@@ -219,15 +219,18 @@ function listen(it, canvas, view) {
 }
 
 function choose(it, name, label, options, pick) {  // a list to choose from
-  const list = html("select", { "data-part": name, onchange: () => pick(list.value) }, options.map(([value, text]) => html("option", { value }, text)))
+  const list = html("select", { "data-part": name, onchange: () => pick(list.value) }, options.map(([value, text]) => html("option", { value },
+    text)))
   it.shows[name] = (state) => { if (name in state && options.some(([value]) => value === state[name])) list.value = state[name] }
   return html("label", { class: "row" }, html("span", {}, label), list)
 }
 
 function slide(it, name, label, [low, high], by, text) {  // a slider with its number
-  const input = html("input", { type: "range", min: low, max: high, step: by, "data-part": name, oninput: () => change(it, { [name]: +input.value }) })
+  const input = html("input", { type: "range", min: low, max: high, step: by, "data-part": name, oninput: () => change(it,
+    { [name]: +input.value }) })
   const shown = html("output", { "data-part": `${name}-shown` })
-  it.shows[name] = (state) => { input.value = state[name]; shown.textContent = text(state[name]); input.setAttribute("aria-valuetext", text(state[name])) }
+  it.shows[name] = (state) => { input.value = state[name]; shown.textContent = text(state[name]); input.setAttribute("aria-valuetext",
+    text(state[name])) }
   return html("label", { class: "slide" }, html("span", {}, label, " ", shown), input)
 }
 
@@ -238,7 +241,7 @@ function tick(it, name, label) {
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #2d2ec840
+# %% ../../nbs/97_widget.ipynb #f56e4949
 _SCRIPT += """
 const digits = (it, value, count) => value == null ? "–" : value.toLocaleString(it.state.language, { maximumSignificantDigits: count })
 const percent = (it) => (value) => value.toLocaleString(it.state.language, { style: "percent" })
@@ -247,7 +250,8 @@ function controls(it) {
   const { words, choices, bounds } = it.scene, same = (names) => names.map((name) => [name, name])
   const pick = (name) => (value) => change(it, { [name]: value }, 0), lists = []
   for (const name of ["subject", "model", "explainer", "target"]) {
-    if (choices[name].length > 1 || name === "subject" && choices[name].length) lists.push(choose(it, name, words[name], same(choices[name]), pick(name)))
+    if (choices[name].length > 1 || name === "subject" && choices[name].length) lists.push(choose(it, name, words[name], same(choices[name]),
+      pick(name)))
   }
   for (const [name, kind] of [["other_explainer", "explainer"], ["other_subject", "subject"]]) {
     if (choices[kind].length > 1) lists.push(choose(it, name, words[name], [["", words.nothing], ...same(choices[kind])], pick(name)))
@@ -269,7 +273,7 @@ function controls(it) {
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #dbf678cf
+# %% ../../nbs/97_widget.ipynb #b2378d3d
 _SCRIPT += """
 function viewBox(it, number, view) {
   const { scene } = it, { words } = scene, [right, up, through] = VIEWS[view], most = 420, canvas = html("canvas", { tabindex: 0, role: "img" })
@@ -295,18 +299,20 @@ function viewBox(it, number, view) {
     voxel[through] = Math.max(0, Math.min(scene.shape[through] - 1, Math.floor(part * scene.shape[through])))
     go(it, placeOf(it, voxel))
   } })
-  box.append(html("div", { class: "slide" }, html("span", {}, `${words[view]} `, shown), input), html("span", { class: "small" }, words.profile), chart)
+  box.append(html("div", { class: "slide" }, html("span", {}, `${words[view]} `, shown), input), html("span", { class: "small" }, words.profile),
+    chart)
   return box
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #e48175d9
+# %% ../../nbs/97_widget.ipynb #8d9d4192
 _SCRIPT += """
 function charts(it) {  // what Python found above the threshold
   const { words } = it.scene, found = it.found[0], { counts, volumes } = found.histogram, most = Math.max(1, ...counts)
   const bars = counts.map((count, i) => svg("rect", { x: i * 200 / counts.length + 1, width: 200 / counts.length - 2, fill: "currentColor",
     y: 46 - 44 * Math.sqrt(count / most), height: 44 * Math.sqrt(count / most) }, svg("title", {}, `≥ ${digits(it, volumes[i], 2)} ml: ${count}`)))
-  const picture = svg("svg", { viewBox: "0 0 200 48", role: "img", "aria-label": `${words.histogram}: ${counts.join(", ")}`, preserveAspectRatio: "none" }, bars)
+  const picture = svg("svg", { viewBox: "0 0 200 48", role: "img", "aria-label": `${words.histogram}: ${counts.join(", ")}`,
+    preserveAspectRatio: "none" }, bars)
   const ends = counts.length ? `${digits(it, volumes[0], 2)} – ${digits(it, 2 * volumes.at(-1), 2)} ml` : "–"
   it.part("histogram").replaceChildren(picture, html("span", { class: "small", "data-part": "clusters" },
     `${words.shown.replace("{shown}", found.shown).replace("{found}", found.found)}; ${ends}`))
@@ -332,7 +338,7 @@ function here(it) {  // what stands at the crosshair
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #b75a07bb
+# %% ../../nbs/97_widget.ipynb #cbb85f02
 _SCRIPT += """
 function bar(it) {
   const { colours, words, unit } = it.scene, stops = Array.from({ length: 33 }, (_, i) => {
@@ -347,7 +353,8 @@ function bar(it) {
     strip.style.setProperty("--low", `${50 - 50 * limit}%`); strip.style.setProperty("--high", `${50 + 50 * limit}%`)
   }
   const strip = html("div", { class: "strip", style: `background: linear-gradient(${stops.join(", ")})` }, html("i", {}))
-  return html("div", { class: "bar", "data-part": "bar" }, html("span", { class: "small" }, words.speaks_for), html("div", { class: "scale" }, strip, marks),
+  return html("div", { class: "bar", "data-part": "bar" }, html("span", { class: "small" }, words.speaks_for), html("div", { class: "scale" },
+    strip, marks),
     html("span", { class: "small" }, words.speaks_against), html("span", { class: "small" }, unit))
 }
 
@@ -356,10 +363,12 @@ function tables(it) {
   const leads = (place) => ({ tabindex: 0, onclick: () => go(it, place), onkeydown: (event) => { if (event.key === "Enter") go(it, place) } })
   const head = html("tr", {}, [words.name, words.relevance, words.share, words.peak_mm].map((text) => html("th", { scope: "col" }, text)))
   const table = html("table", { "data-part": "regions" }, html("thead", {}, head), html("tbody", {}, rows.map((row) =>
-    html("tr", { ...leads(row.place), class: row.relevance < 0 ? "against" : "for" }, html("td", {}, row.name), html("td", {}, digits(it, row.relevance, 3)),
+    html("tr", { ...leads(row.place), class: row.relevance < 0 ? "against" : "for" }, html("td", {}, row.name), html("td", {}, digits(it,
+      row.relevance, 3)),
       html("td", {}, row.share == null ? "–" : row.share.toLocaleString(it.state.language, { style: "percent", maximumFractionDigits: 1 })),
       html("td", {}, row.place.map((mm) => Math.round(mm)).join(" · "))))))
-  const parts = sectors.map((one) => svg("path", { ...leads(one.place), d: sector(one.start, one.width, 22 * one.ring, 22 * one.ring + 22), fill: one.colour,
+  const parts = sectors.map((one) => svg("path", { ...leads(one.place), d: sector(one.start, one.width, 22 * one.ring, 22 * one.ring + 22),
+    fill: one.colour,
     role: "button", "aria-label": one.name, tabindex: one.ring < 3 ? 0 : -1 }, svg("title", {}, `${one.name}: ${digits(it, one.value, 2)}`)))
   const wheel = svg("svg", { viewBox: "-90 -90 180 180", "data-part": "wheel", role: "group", "aria-label": words.wheel }, parts)
   return html("div", { class: "tables" }, html("div", {}, html("h3", {}, words.regions), table), html("div", {}, html("h3", {}, words.wheel), wheel,
@@ -367,7 +376,7 @@ function tables(it) {
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #a05ddf87
+# %% ../../nbs/97_widget.ipynb #891f35c4
 _SCRIPT += """
 function save(it, { name, kind }, data) {  // a report, as a download
   const link = html("a", { href: URL.createObjectURL(new Blob([data], { type: kind })), download: name })
@@ -387,11 +396,14 @@ function build(it) {
     it.model.send({ report: form }) }, `${words.report} ${form.toUpperCase()}`))
   it.link = html("input", { readonly: true, "data-part": "link", "aria-label": words.link, onfocus: (event) => event.target.select() })
   it.root.replaceChildren(controls(it), html("div", { class: "main" },
-    html("p", { class: "sentence", "data-part": "sentence" }, it.scene.sentence), html("p", { class: "message", role: "alert", "data-part": "message" }),
+    html("p", { class: "sentence", "data-part": "sentence" }, it.scene.sentence), html("p", { class: "message", role: "alert",
+      "data-part": "message" }),
     html("div", { class: "stage" }, html("div", { class: "all" }, views), bar(it)),
-    html("div", { class: "where", "aria-live": "polite" }, html("p", {}, html("b", { "data-part": "region" }), " ", html("span", { "data-part": "crosshair" })),
+    html("div", { class: "where", "aria-live": "polite" }, html("p", {}, html("b", { "data-part": "region" }), " ", html("span",
+      { "data-part": "crosshair" })),
       html("div", { "data-part": "here" })),
-    html("p", { class: "small" }, words.hint), html("div", { class: "buttons" }, reports, html("label", { class: "row" }, html("span", {}, words.link), it.link)),
+    html("p", { class: "small" }, words.hint), html("div", { class: "buttons" }, reports, html("label", { class: "row" }, html("span", {},
+      words.link), it.link)),
     tables(it), html("p", { class: "small", "data-part": "note" }, note), notes.map((text) => html("p", { class: "small" }, text)),
     html("p", { class: "notice" }, words.notice)))
   charts(it); refresh(it); here(it); told(it)
@@ -405,7 +417,7 @@ function told(it) {
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #70b07046
+# %% ../../nbs/97_widget.ipynb #974db917
 _SCRIPT += """
 function receive(it) {
   it.panels = it.model.get("panels").map((panel) => ({ scan: decode(panel.scan, Uint8Array), map: decode(panel.map, Int16Array), unit: panel.unit }))
@@ -417,7 +429,7 @@ function found(it) {
 }
 
 function render({ model, el }) {
-  const it = { model, root: html("div", { class: "xmri" }), state: { ...model.get("state") } }
+  const it = { model, root: html("div", { class: "xmri" }), state: { ...model.get("state") }, sent: { ...model.get("state") } }
   it.part = (name) => it.root.querySelector(`[data-part="${name}"]`)
   el.append(it.root)
   const all = () => { receive(it); found(it); it.here = model.get("here"); build(it); it.root.dataset.ready = "yes" }
@@ -427,8 +439,10 @@ function render({ model, el }) {
     "change:here": () => { it.here = model.get("here"); if (it.here.length === it.panels.length) here(it) },
     "change:link": () => told(it), "change:message": () => told(it), "change:busy": () => told(it),
     "change:state": () => {
-      if (JSON.stringify(model.get("state")) === JSON.stringify(it.state)) return
-      it.state = { ...model.get("state") }; refresh(it)
+      const news = Object.entries(model.get("state")).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(it.sent[name]))
+      if (!news.length) return
+      Object.assign(it.state, Object.fromEntries(news)); it.sent = { ...model.get("state") }  // what was changed here since it was sent stays
+      refresh(it)
     },
     "msg:custom": (message, buffers) => { if (message.name) save(it, message, buffers[0]) },
   }
@@ -439,17 +453,20 @@ function render({ model, el }) {
 export default { render }
 """
 
-# %% ../../nbs/97_widget.ipynb #5aa64692
+# %% ../../nbs/97_widget.ipynb #dd09f273
 _STYLE = """
 .xmri { --text: #1c2530; --muted: #566370; --line: #d6dde4; --page: #ffffff; --card: #f4f6f8; --accent: #0b5c97; display: grid; gap: 1rem 1.4rem;
   grid-template-columns: 250px minmax(0, 1fr); background: var(--page); color: var(--text); padding: 1rem; border-radius: 8px;
   font: 14px/1.45 system-ui, "Segoe UI", Roboto, sans-serif; box-sizing: border-box; container-type: inline-size; }
-.xmri[data-theme=dark] { --text: #e4e9ee; --muted: #a3b0bc; --line: #3a4754; --page: #12181f; --card: #1d2630; --accent: #7dbdec; color-scheme: dark; }
+.xmri[data-theme=dark] { --text: #e4e9ee; --muted: #a3b0bc; --line: #3a4754; --page: #12181f; --card: #1d2630; --accent: #7dbdec;
+  color-scheme: dark; }
 .xmri * { box-sizing: border-box; } .xmri p { margin: .2rem 0; } .xmri h3 { margin: .6rem 0 .3rem; font-size: 1rem; }
-.xmri .controls { display: flex; flex-direction: column; gap: .55rem; background: var(--card); padding: .8rem; border-radius: 8px; align-self: start; }
+.xmri .controls { display: flex; flex-direction: column; gap: .55rem; background: var(--card); padding: .8rem; border-radius: 8px;
+  align-self: start; }
 .xmri label { display: block; } .xmri .row > span, .xmri .slide > span { display: block; } .xmri output, .xmri .slide b { font-weight: 650; }
 .xmri input[type=range] { width: 100%; margin: .15rem 0; accent-color: var(--accent); }
-.xmri select, .xmri button, .xmri input[type=text], .xmri input[readonly] { font: inherit; color: var(--text); background: var(--page); border: 1px solid
+.xmri select, .xmri button, .xmri input[type=text], .xmri input[readonly] { font: inherit; color: var(--text); background: var(--page);
+  border: 1px solid
   var(--line); border-radius: 6px; padding: .25rem .5rem; min-height: 2rem; width: 100%; }
 .xmri button { cursor: pointer; } .xmri button:hover, .xmri select:hover { border-color: var(--accent); }
 .xmri :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
@@ -466,27 +483,32 @@ _STYLE = """
 """
 _STYLE += """
 .xmri .bar { width: 92px; text-align: center; flex: none; } .xmri .bar > span { display: block; margin: .3rem 0; }
-.xmri .scale { position: relative; height: 190px; } .xmri .strip { position: absolute; left: 8px; width: 20px; top: 0; bottom: 0; border-radius: 3px; overflow: hidden;
-  border: 1px solid var(--line); } .xmri .strip i { position: absolute; left: 0; right: 0; top: var(--low); height: calc(var(--high) - var(--low)); background:
+.xmri .scale { position: relative; height: 190px; } .xmri .strip { position: absolute; left: 8px; width: 20px; top: 0; bottom: 0;
+  border-radius: 3px; overflow: hidden;
+  border: 1px solid var(--line); } .xmri .strip i { position: absolute; left: 0; right: 0; top: var(--low);
+    height: calc(var(--high) - var(--low)); background:
   repeating-linear-gradient(45deg, var(--card) 0 4px, var(--line) 4px 5px); }
 .xmri .marks span { position: absolute; left: 34px; transform: translateY(-50%); font-size: .82rem; font-variant-numeric: tabular-nums; }
 .xmri .where { background: var(--card); border-left: 4px solid #2fae4e; padding: .5rem .8rem; border-radius: 4px; margin: .6rem 0;
   font-variant-numeric: tabular-nums; min-height: 4.6em; }
 .xmri .tables { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 1.4rem; margin-top: .6rem; }
-.xmri table { border-collapse: collapse; width: 100%; font-size: .92rem; } .xmri th, .xmri td { text-align: right; padding: .22rem .5rem; background: none;
-  border-bottom: 1px solid var(--line); color: var(--text); } .xmri th:first-child, .xmri td:first-child { text-align: left; } .xmri tbody tr { cursor: pointer;
+.xmri table { border-collapse: collapse; width: 100%; font-size: .92rem; } .xmri th, .xmri td { text-align: right; padding: .22rem .5rem;
+  background: none;
+  border-bottom: 1px solid var(--line); color: var(--text); } .xmri th:first-child, .xmri td:first-child { text-align: left; }
+    .xmri tbody tr { cursor: pointer;
   background: none; } .xmri tbody tr:hover { background: var(--card); }
 .xmri tr.for td:nth-child(2) { color: #b2182b; } .xmri tr.against td:nth-child(2) { color: #2166ac; }
 .xmri[data-theme=dark] tr.for td:nth-child(2) { color: #f4a582; } .xmri[data-theme=dark] tr.against td:nth-child(2) { color: #92c5de; }
 .xmri [data-part=wheel] { max-width: 340px; margin: 0 auto; } .xmri [data-part=wheel] path { stroke: var(--line); stroke-width: .5; cursor: pointer; }
 .xmri .notice { border-top: 1px solid var(--line); padding-top: .5rem; margin-top: .8rem; font-weight: 600; }
 .xmri[data-busy=true] .stage { opacity: .55; }
-@media (max-width: 900px) { .xmri { grid-template-columns: minmax(0, 1fr); } .xmri .main { order: -1; } .xmri .tables { grid-template-columns: minmax(0, 1fr); } }
+@media (max-width: 900px) { .xmri { grid-template-columns: minmax(0, 1fr); } .xmri .main { order: -1; }
+  .xmri .tables { grid-template-columns: minmax(0, 1fr); } }
 @media (max-width: 600px) { .xmri { padding: .5rem; } .xmri .stage { flex-direction: column; } .xmri .views { grid-template-columns: minmax(0, 1fr); }
   .xmri table { font-size: .84rem; } .xmri th, .xmri td { padding: .2rem .25rem; } }
 """
 
-# %% ../../nbs/97_widget.ipynb #67a8e5a6
+# %% ../../nbs/97_widget.ipynb #fcf5d36c
 _OWN = {
     "en": {
         "subject": "Scan", "model": "Network", "explainer": "Method", "target": "Explained class", "other_explainer": "Beside it, by method",
@@ -512,8 +534,10 @@ _OWN = {
         "shown": "{shown} von {found} gezeigt", "cluster": "Cluster: {voxels} Voxel = {volume} ml, Mittel {mean}, Maximum {peak}.",
         "no_cluster": "Hier ist kein Cluster.", "speaks_for": "für {target}", "speaks_against": "dagegen", "the_class": "die Klasse",
         "peak_mm": "am stärksten bei (mm)", "share": "Anteil an der positiven", "wheel": "Rad der Regionen",
-        "wheel_note": "Das Gehirn in der Mitte, dann Seiten, Lappen und Gyri, so breit wie ihr Volumen; mittlere Relevanz je Voxel. Ein Klick führt hin.",
-        "report": "Bericht", "link": "Link zu dieser Ansicht", "full": "(volle Farbe bei {vmax})", "busy": "Wird erklärt …", "back_front": ["P", "A"]},
+        "wheel_note": "Das Gehirn in der Mitte, dann Seiten, Lappen und Gyri, so breit wie ihr Volumen; mittlere Relevanz je Voxel. "
+        "Ein Klick führt hin.",
+        "report": "Bericht", "link": "Link zu dieser Ansicht", "full": "(volle Farbe bei {vmax})", "busy": "Wird erklärt …", "back_front": ["P",
+          "A"]},
 }
 _SHARED = ("threshold", "opacity", "flip", "to_peak", "relevance", "regions", "outside_brain", "hint", "name", "left", "right")
 
@@ -522,7 +546,7 @@ def _viewer_words(language: str) -> dict[str, Any]:
     "What the viewer says in a language."
     return {**{name: LANGUAGES[language][name] for name in _SHARED}, **_OWN[language], "notice": notice(language)}
 
-# %% ../../nbs/97_widget.ipynb #91ac2c86
+# %% ../../nbs/97_widget.ipynb #97ec8295
 _COLOURS = np.round(matplotlib.colormaps["RdBu_r"](np.linspace(0, 1, 256))[:, :3] * 255).astype(int)  # those of the figures
 
 
@@ -556,9 +580,10 @@ def _volumes(scene: Scene, relevance: np.ndarray) -> dict[str, Any]:
     scan, unit = scene.scan.array, float(np.abs(relevance).max()) / 32767 or 1.0
     black, white = float(scan.min()), float(np.quantile(scan, 0.999))
     tones = (scan - black) / ((white - black) or 1.0) * 255
-    return {"scan": np.clip(np.round(tones), 0, 255).astype(np.uint8).tobytes(), "map": np.round(relevance / unit).astype(np.int16).tobytes(), "unit": unit}
+    return {"scan": np.clip(np.round(tones), 0, 255).astype(np.uint8).tobytes(), "map": np.round(relevance / unit).astype(np.int16).tobytes(),
+        "unit": unit}
 
-# %% ../../nbs/97_widget.ipynb #880fbda9
+# %% ../../nbs/97_widget.ipynb #72fd0c4b
 class Session:
     "What stands behind one viewer on one screen."
 
@@ -590,7 +615,9 @@ class Session:
         before, self.state = self.state, state
         same = before is not None and all(old is new for old, new in zip(self.scenes, scenes)) and len(scenes) == len(self.scenes)
         changed = {name for name in (one.name for one in fields(state)) if before is None or getattr(before, name) != getattr(state, name)}
-        self.scenes, found = scenes, {"message": "", "state": vars(state) | {"crosshair": list(state.crosshair)}, "link": write_link(state)}
+        self.scenes, found = scenes, {"message": "", "link": write_link(state)}
+        if (told := vars(state) | {"crosshair": list(state.crosshair)}) != dict(values):
+            found["state"] = told  # not what was asked for, but that completed
         if not same or changed & {"threshold", "smallest", "smoothing", "scaling"}:
             self.clusters = [find_clusters(scene, state) for scene in scenes]
             found |= self._told_clusters()
@@ -608,7 +635,7 @@ class Session:
         return {"found": [describe_clusters(scene, clusters) for scene, clusters in zip(self.scenes, self.clusters)],
                 "dropped": [b"" if clusters.kept.all() else np.packbits(clusters.dropped).tobytes() for clusters in self.clusters]}
 
-# %% ../../nbs/97_widget.ipynb #5c5c5da1
+# %% ../../nbs/97_widget.ipynb #48136985
 def _told_scene(session: Session) -> dict[str, Any]:
     "Words, names and places, in the state's language."
     state, scene = session.state, session.scenes[0]
@@ -619,11 +646,13 @@ def _told_scene(session: Session) -> dict[str, Any]:
     regions = [[numbers[name], _region_name(name, words), list(place)] for name, place in region_places(scene.atlas, grid).items()]
     note = (said["scale_controls"].format(controls=scene.scale.controls, groups=", ".join(scene.scale.groups)) if scene.scale.controls
             else said["scale_own"]) + (" " + said["not_atrophy"])
-    titles = [f"{one.explanation.method}, {Path(one.scan.source).name if one.scan.source else ''}" if one.explanation else "" for one in session.scenes]
+    names = [state.subject, state.other_subject or state.subject]
+    titles = [", ".join(filter(None, [one.explanation.method if one.explanation else "", name])) for one, name in zip(session.scenes, names)]
     return {
         "words": words | {"speaks_for": words["speaks_for"].format(target=target)}, "choices": session.source.choices(state), "bounds": BOUNDS,
         "shape": list(grid.cropped_shape), "size": list(grid.voxel_size), "affine": grid.cropped_affine[:3].tolist(),
-        "inverse": np.linalg.inv(grid.cropped_affine)[:3].tolist(), "colours": _COLOURS.ravel().tolist(), "regions": sorted(regions, key=lambda one: one[1]),
+        "inverse": np.linalg.inv(grid.cropped_affine)[:3].tolist(), "colours": _COLOURS.ravel().tolist(), "regions": sorted(regions,
+          key=lambda one: one[1]),
         "rows": _rows(scene, words), "sectors": _sectors(scene, words), "titles": titles, "note": note,
         "unit": said["per_voxel"].format(unit=_unit(explanation, said)) if explanation else "",
         "notes": list(explanation.notes) if explanation else [], "sentence": likelihood_sentence(explanation, state.language) if explanation else "",
@@ -632,7 +661,7 @@ def _told_scene(session: Session) -> dict[str, Any]:
 
 Session._told_scene = _told_scene
 
-# %% ../../nbs/97_widget.ipynb #e79f7206
+# %% ../../nbs/97_widget.ipynb #f2d7761b
 _KINDS = {"html": "text/html", "pdf": "application/pdf", "pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation"}
 
 
@@ -645,10 +674,11 @@ def session_report(
     if form not in session.forms or scene is None or scene.explanation is None:
         raise ConfigError(f"There is no report in the form {form!r} of what is shown. A report is made of an explanation, as html, pdf or pptx.")
     with tempfile.TemporaryDirectory() as folder:
-        path = scene.explanation.report(Path(folder, f"report.{form}"), language=session.state.language, scale=scene.scale, title=session.state.subject or None)
+        path = scene.explanation.report(Path(folder, f"report.{form}"), language=session.state.language, scale=scene.scale,
+            title=session.state.subject or None)
         return {"name": path.name, "kind": _KINDS[form]}, path.read_bytes()
 
-# %% ../../nbs/97_widget.ipynb #622960c5
+# %% ../../nbs/97_widget.ipynb #6dac3afb
 @cache
 def _widget_class() -> type:
     "The class of the widget, made where what it needs is installed."
@@ -666,7 +696,7 @@ def _widget_class() -> type:
         def __init__(self, session: Session, state: ViewerState = ViewerState()):
             super().__init__()
             self.session = session
-            self.show(**vars(state))
+            self._answer(vars(state))
             if self.message:
                 raise ConfigError(self.message)
             self.observe(self._asked, "state")
@@ -684,13 +714,14 @@ def _widget_class() -> type:
                 self.busy = False
             last = answer.pop("version", None)
             with self.hold_sync():
-                for name, value in answer.items():
+                for name, value in ({} if answer["message"] else {"state": dict(values)} | answer).items():
                     setattr(self, name, value)
+                self.message = answer["message"]
             if last is not None:
                 self.version = last  # the browser builds anew when all parts are there
 
         def _asked(self, change: Mapping[str, Any]) -> None:
-            if self.session.state is None or change["new"] != vars(self.session.state) | {"crosshair": list(self.session.state.crosshair)}:
+            if change["new"] != vars(self.session.state) | {"crosshair": list(self.session.state.crosshair)}:
                 self._answer(change["new"])
 
         def _told(self, widget: Any, content: Mapping[str, Any], buffers: list) -> None:
@@ -706,7 +737,7 @@ def _widget_class() -> type:
 
     return Viewer
 
-# %% ../../nbs/97_widget.ipynb #f762a7e1
+# %% ../../nbs/97_widget.ipynb #6b3880cd
 def view_explanation(
     explanation: Explanation,    # from `Model.explain`
     scale: Scale | None = None,  # colours that all maps have in common; None: those of this map alone
