@@ -155,6 +155,16 @@ class Explanation:
 
         return write_scan_report(self, path, **options)
 
+# %% ../nbs/59_inference.ipynb #bc4e4b5f
+def _view(explanation: Explanation, **options: Any) -> Any:
+    "Look through the map in a notebook; `options` are those of `view_explanation`: scale, atlas, language, theme, threshold, crosshair, ..."
+    from explainable_mri.viewer.widget import view_explanation
+
+    return view_explanation(explanation, **options)
+
+
+Explanation.view = _view
+
 # %% ../nbs/59_inference.ipynb #45122683
 class OnGrid(nn.Module):
     "A network that takes volumes on the grid, (N, 1, x, y, z), whatever axes it has itself."
