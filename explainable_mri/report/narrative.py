@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADINGS', 'SENTENCES', 'driving_nodes', 'agreeing', 'deviating_nodes', 'node_words', 'Finding', 'NarrativeError',
-           'Reading', 'read_scan']
+           'Reading', 'say_likelihood', 'read_scan']
 
 # %% ../../nbs/75_narrative.ipynb #4a8b1866
 import re
@@ -184,11 +184,23 @@ class Reading:
         return "\n\n".join(f"{heading}\n" + "\n".join(f"- {sentence}" for sentence in sentences) for heading, sentences in self.parts)
 
 
-def _decision(finding: Finding, say) -> list[str]:
+def say_likelihood(
+    disease: str,          # name of the class
+    probability: float,    # the network's, 0 to 1
+    likelihood: tuple[float, float, float] | None = None,  # with the ends of its 95 % interval; None: not calibrated
+    language: str = "en",  # "en" or "de"
+) -> str:                  # such as "The likelihood of AD is 87 % (95 % interval 72 % to 95 %)."
+    "How likely a class is, in a sentence."
+    value, *ends = (100 * one for one in likelihood or (probability,))
+    if not ends:
+        return SENTENCES[language]["probability"].format(disease=disease, value=value)
+    return SENTENCES[language]["likelihood"].format(disease=disease, value=value, low=ends[0], high=ends[1])
+
+
+def _decision(finding: Finding, say, language: str) -> list[str]:
     "How likely, and what that counts as."
+    first = say_likelihood(finding.disease, finding.probability, finding.likelihood, language)
     name = finding.disease if finding.called else finding.control
-    value, *ends = (100 * one for one in finding.likelihood or (finding.probability,))
-    first = say("likelihood", value=value, low=ends[0], high=ends[1]) if ends else say("probability", value=value)
     return [first, say("above", threshold=100 * finding.threshold, name=name), *([say("undecided")] if finding.undecided else [])]
 
 # %% ../../nbs/75_narrative.ipynb #47f4f161
@@ -216,7 +228,7 @@ def read_scan(
         words = SENTENCES[language][key].format(disease=finding.disease, control=finding.control, regions=", ".join(told) + more, **values)
         return re.sub(r"(?<=\d)\.(?=\d)", ",", words) if language == "de" else words
 
-    sections = [_decision(finding, say), _drivers(finding, say), _volumes(finding, say), _against(finding, say), _checks(finding, say)]
+    sections = [_decision(finding, say, language), _drivers(finding, say), _volumes(finding, say), _against(finding, say), _checks(finding, say)]
     return Reading(tuple((heading, tuple(sentences)) for heading, sentences in zip(HEADINGS[language], sections)))
 
 # %% ../../nbs/75_narrative.ipynb #edeca26a

@@ -30,7 +30,7 @@ from ..experiments.explain import control_scale
 from ..inference import Explanation, Model, load_model
 from ..registry import EXPLAINERS
 from ..report.figures import relevance_limits
-from ..report.narrative import SENTENCES
+from ..report.narrative import say_likelihood
 from ..report.scan import LANGUAGES, Scale, _reading
 
 # %% ../../nbs/96_state.ipynb #af9086cb
@@ -285,10 +285,8 @@ def likelihood_sentence(
     prediction = explanation.prediction
     if prediction.task.kind == "regression":
         return _reading(explanation, language)
-    if prediction.likelihood is None:
-        return SENTENCES[language]["probability"].format(disease=explanation.target, value=explanation.probability)
-    value, low, high = prediction.likelihood
-    return SENTENCES[language]["likelihood"].format(disease=prediction.task.outputs[1], value=value, low=low, high=high)
+    disease = explanation.target if prediction.likelihood is None else prediction.task.outputs[1]
+    return say_likelihood(disease, explanation.probability, prediction.likelihood, language)
 
 # %% ../../nbs/96_state.ipynb #eaf9e435
 @dataclass(frozen=True)
