@@ -142,7 +142,7 @@ class Shortcut:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     kind: Literal["noise", "mark", "rim"]                # noise in the air, a ball beside the head, remains of the skull
-    strength: Annotated[float, Field(gt=0, le=3)] = 1.0  # factor on the signal; at 1: noise of 0.1, a ball of 0.5, a rim of 0.3
+    strength: Annotated[float, Field(gt=0, le=3)] = 1.0  # factor on the signal; at 1: noise of 0.1, a ball of 1.0, a rim of 0.3
     share: Annotated[float, Field(ge=0, le=1)] = 1.0     # share of persons in whom it agrees with the diagnosis
 
 
@@ -234,7 +234,7 @@ class Simulator:
     def _shortcut(self, person: Person, session: int) -> np.ndarray:
         "What the shortcut adds to a scan."
         texture = np.random.default_rng([self.seed, person.number, 5 + session]).standard_normal(self.grid.cropped_shape, np.float32)
-        signal = {"noise": 0.1 * np.abs(texture), "mark": 0.5, "rim": 0.3 * np.clip(1 + 0.3 * texture, 0, None)}[self.shortcut.kind]
+        signal = {"noise": 0.1 * np.abs(texture), "mark": 1.0, "rim": 0.3 * np.clip(1 + 0.3 * texture, 0, None)}[self.shortcut.kind]
         return (self.shortcut.strength * signal * shortcut_place(self.shortcut.kind, self.grid)).astype(np.float32)
 
     def _anatomy(self, person: Person) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
