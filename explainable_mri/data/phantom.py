@@ -145,6 +145,17 @@ class Shortcut:
     strength: Annotated[float, Field(gt=0, le=3)] = 1.0  # factor on the signal; at 1: noise of 0.1, a ball of 1.0, a rim of 0.3
     share: Annotated[float, Field(ge=0, le=1)] = 1.0     # share of persons in whom it agrees with the diagnosis
 
+    def is_in(self, person: Person, seed: int) -> bool:
+        "Tell whether a person's scans have it."
+        agrees = np.random.default_rng([seed, person.number, 5]).random() < self.share
+        return bool(agrees == (person.group != "CN"))
+
+    def draw(self, person: Person, session: int, grid: Grid, seed: int) -> np.ndarray:
+        "What it adds to a scan, float32 (x, y, z)."
+        texture = np.random.default_rng([seed, person.number, 5 + session]).standard_normal(grid.cropped_shape, np.float32)
+        signal = {"noise": 0.1 * np.abs(texture), "mark": 1.0, "rim": 0.3 * np.clip(1 + 0.3 * texture, 0, None)}[self.kind]
+        return (self.strength * signal * shortcut_place(self.kind, grid)).astype(np.float32)
+
 
 _BALL, _RADIUS = (60, 52, 58), 8.0  # centre of the mark and its radius, in mm
 _RIM = 4.0                          # thickness of the rim, in mm; one voxel where these are larger
@@ -198,12 +209,9 @@ class Simulator:
         self.atlas, self.brain = load_atlas("aal", grid), load_brain_mask(grid)
         self.hippocampus = self.atlas.mask("Hippocampus")
         self.field = SmoothField(grid, width=10)
-        temporal = self.atlas.mask("Temporal", "Hippocampus", "ParaHippocampal",
-                                   "Amygdala").astype(np.float32)
-        self.aging = 0.003 * (1 + ndimage.gaussian_filter(temporal, 8 / np.array(grid.voxel_size))
-                              )  # loss in a year
-        self.contrast = 0.03 * SmoothField(grid, width=25).draw(
-            np.random.default_rng(0)) - 0.02  # change at 1.5 T
+        temporal = self.atlas.mask("Temporal", "Hippocampus", "ParaHippocampal", "Amygdala").astype(np.float32)
+        self.aging = 0.003 * (1 + ndimage.gaussian_filter(temporal, 8 / np.array(grid.voxel_size)))  # loss in a year
+        self.contrast = 0.03 * SmoothField(grid, width=25).draw(np.random.default_rng(0)) - 0.02  # change at 1.5 T
 
     def scan(
         self,
@@ -221,21 +229,9 @@ class Simulator:
         noise = self.noise * (1.25 if old else 1) * rng.standard_normal(volume.shape, np.float32)
         hippocampus_volume = float(volume[self.hippocampus].sum(dtype=np.float64)) * self.grid.voxel_volume
         volume = np.clip(volume + noise * self.brain, 0, None)
-        added = self._shortcut(person, session) if self.has_shortcut(person) else None
+        cheats = self.shortcut is not None and self.shortcut.is_in(person, self.seed)
+        added = self.shortcut.draw(person, session, self.grid, self.seed) if cheats else None
         return Scan(volume if added is None else volume + added, atrophy, hippocampus_volume, added)
-
-    def has_shortcut(self, person: Person) -> bool:
-        "Tell whether a person's scans have the shortcut."
-        if self.shortcut is None:
-            return False
-        agrees = np.random.default_rng([self.seed, person.number, 5]).random() < self.shortcut.share
-        return agrees == (person.group != "CN")
-
-    def _shortcut(self, person: Person, session: int) -> np.ndarray:
-        "What the shortcut adds to a scan."
-        texture = np.random.default_rng([self.seed, person.number, 5 + session]).standard_normal(self.grid.cropped_shape, np.float32)
-        signal = {"noise": 0.1 * np.abs(texture), "mark": 1.0, "rim": 0.3 * np.clip(1 + 0.3 * texture, 0, None)}[self.shortcut.kind]
-        return (self.shortcut.strength * signal * shortcut_place(self.shortcut.kind, self.grid)).astype(np.float32)
 
     def _anatomy(self, person: Person) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "The template and the pattern of atrophy, warped to the person's anatomy, and the local variation."
@@ -291,7 +287,8 @@ def _write_scan(folder: Path, simulator: Simulator, person: Person, session: int
     stem = f"{subject}/{visit}/{subject}_{visit}"
     done = folder / f"{stem}.json"
     paths = {"path": f"{stem}_label-GM_probseg.nii.gz", "truth": f"{stem}_desc-atrophy_map.nii.gz"}
-    paths |= {"shortcut": f"{stem}_desc-shortcut_map.nii.gz"} if simulator.has_shortcut(person) else {}
+    if simulator.shortcut is not None and simulator.shortcut.is_in(person, simulator.seed):
+        paths["shortcut"] = f"{stem}_desc-shortcut_map.nii.gz"
     if done.is_file() and all((folder / path).is_file() for path in paths.values()):
         return read_json(done)
     scan = simulator.scan(person, session)
