@@ -207,5 +207,5 @@ NETWORKS = Registry("network", "models.networks", "models.factory", "models.kera
 LOSSES = Registry("loss", "training.losses")
 EXPLAINERS = Registry("explainer", "explainers.gradients", "explainers.gradcam", "explainers.lrp",
                       "explainers.references", "explainers.perturbations", "explainers.controls")
-MEASURES = Registry("measure", "analysis.measures")
+MEASURES = Registry("measure", "analysis.measures", "evaluation.localization")
 BASELINES = Registry("baseline", "evaluation.baselines")
