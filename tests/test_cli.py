@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = [sys.executable, "-c", "from explainable_mri.cli import main; main(prog_name='explainable-mri')"]
-COMMANDS = ("simulate", "check", "train", "explain", "report", "crossval", "compare", "reproduce", "sweep", "evaluate", "predict", "info", "prepare", "import-keras")
+COMMANDS = ("simulate", "simulate-atrophy", "check", "train", "explain", "report", "crossval", "compare", "reproduce", "sweep", "evaluate", "predict", "info", "prepare", "import-keras")
 
 
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:

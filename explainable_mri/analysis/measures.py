@@ -63,7 +63,7 @@ def brain_edge(
 ) -> Measure:     # gives outside_share, edge_share and edge_volume_share, that of the brain's volume
     "Shares of absolute relevance outside the brain and in its outermost millimetres."
     brain = load_brain_mask(grid)
-    edge = brain & (distance_transform_edt(brain, sampling=grid.voxel_size) <= EDGE)
+    edge = brain & (distance_transform_edt(brain, sampling=grid.voxel_size) <= max(EDGE, *grid.voxel_size))
     volume = float(edge.sum() / brain.sum())
 
     def measure(relevance: np.ndarray, scan: pd.Series) -> dict[str, float]:

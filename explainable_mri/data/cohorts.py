@@ -337,8 +337,10 @@ def _translate(table: pd.DataFrame, name: str, words: Iterable[str]) -> tuple[pd
 def _normalise(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     "Make paths absolute, and number sessions where there are none."
     table = table.copy()
-    table["path"] = table["path"].map(
-        lambda path: str((folder / Path(path).expanduser()).absolute()), na_action="ignore")
+    absolute: Callable[[str], str] = lambda path: str((folder / Path(path).expanduser()).absolute())
+    table["path"] = table["path"].map(absolute, na_action="ignore")
+    if "truth" in table:  # the map of a scan's true atrophy, where it is known
+        table["truth"] = table["truth"].map(lambda path: absolute(path) if str(path).endswith((".nii", ".nii.gz")) else path, na_action="ignore")
     if "session" not in table:
         table["session"] = "1"
     return table

@@ -389,6 +389,4 @@ def phantom_cohort(
             f"There is no scan of group '{group}'. {suggest(group, simulated)}" for group in unknown
         ])
     others = InclusionCriteria(ignore_groups=[group for group in simulated if group not in groups])
-    cohort = make_cohort(table, grid, groups, covariates, path.parent, str(path), others, files_checked=True)
-    cohort.table["truth"] = [str((path.parent / truth).absolute()) for truth in cohort.table["truth"]]
-    return cohort
+    return make_cohort(table, grid, groups, covariates, path.parent, str(path), others, files_checked=True)
