@@ -7,7 +7,7 @@ __all__ = ['FaithfulnessError', 'cube_regions', 'region_sums', 'logits_without',
            'Removals', 'random_removals', 'max_sensitivity', 'map_agreement', 'agreement_table', 'randomised_networks',
            'randomisation_table']
 
-# %% ../../nbs/62_faithfulness.ipynb #8bb27d29
+# %% ../../nbs/62_faithfulness.ipynb #8de82a11
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from ..explainers.base import Explainer, check_inputs, choose_targets, evaluatio
 from ..explainers.perturbations import FeatureAblation
 from ..explainers.references import seeded
 
-# %% ../../nbs/62_faithfulness.ipynb #3d052ba5
+# %% ../../nbs/62_faithfulness.ipynb #59dcb1ea
 class FaithfulnessError(ExplainableMRIError, ValueError):
     "Maps, regions or settings with which faithfulness cannot be measured."
 
@@ -32,17 +32,18 @@ class FaithfulnessError(ExplainableMRIError, ValueError):
 def cube_regions(
     shape: Sequence[int],             # of the scans (x, y, z), in voxels
     side: int = 5,                    # side of a cube, in voxels
-    mask: np.ndarray | None = None,   # bool (x, y, z), where the cubes are; None: everywhere
-) -> np.ndarray:                      # int64 (x, y, z): number of the cube from 1, 0 outside the mask
-    "Cut a volume into cubes; raises `FaithfulnessError` for a side or mask that leaves none."
+    mask: np.ndarray | None = None,   # bool (x, y, z), such as the brain; None: everywhere
+) -> np.ndarray:                      # int64 (x, y, z): number of the cube from 1, 0 for none
+    "Cut a volume into cubes, and keep those of which half lies in the mask, whole; raises `FaithfulnessError` where none does."
     mask = np.ones(shape, bool) if mask is None else np.asarray(mask, bool)
-    if side < 1 or mask.shape != tuple(shape) or not mask.any():
-        raise FaithfulnessError(f"Cubes need a side of 1 voxel or more and a mask of the shape {tuple(shape)} that is not empty.")
+    if side < 1 or mask.shape != tuple(shape):
+        raise FaithfulnessError(f"Cubes need a side of 1 voxel or more, not {side}, and a mask of the shape {tuple(shape)}, not {mask.shape}.")
     places = np.indices(shape) // side
     numbers = np.ravel_multi_index(places, [-(-size // side) for size in shape])
-    labels = np.zeros(shape, np.int64)
-    labels[mask] = np.unique(numbers[mask], return_inverse=True)[1].ravel() + 1
-    return labels
+    kept = np.bincount(numbers.ravel(), mask.ravel()) * 2 >= np.bincount(numbers.ravel())
+    if not mask.any() or not kept.any():
+        raise FaithfulnessError(f"No cube of {side} voxels lies in the mask by half. Take smaller cubes.")
+    return np.where(kept, kept.cumsum(), 0)[numbers]
 
 
 def region_sums(
@@ -57,7 +58,7 @@ def region_sums(
     sums = rows.new_zeros(len(rows), len(numbers)).index_add_(1, labels.flatten().to(rows.device), rows)
     return sums[:, 1:] if numbers[0] == 0 else sums
 
-# %% ../../nbs/62_faithfulness.ipynb #a8d73fb0
+# %% ../../nbs/62_faithfulness.ipynb #15dc4989
 def logits_without(
     network: nn.Module,       # gives (N, classes), as logits or after a final softmax or sigmoid
     inputs: torch.Tensor,     # scans (N, C, x, y, z)
@@ -78,7 +79,7 @@ def logits_without(
         return torch.stack([torch.cat([switch._switched(one, start, 1 - part.to(one)) for part in sets.split(batch_size)])[:, number]
                             for one, start, number, sets in rows])
 
-# %% ../../nbs/62_faithfulness.ipynb #eb41dd04
+# %% ../../nbs/62_faithfulness.ipynb #e5116661
 @dataclass(frozen=True, eq=False)
 class PerturbationCurve:
     "Logits of scans from which more and more is taken away."
@@ -116,7 +117,7 @@ def perturbation_curve(
     logits = logits_without(network, inputs, regions, (ranks[:, None] < steps.to(ranks.device)[:, None]).cpu(), target, baseline, batch_size)
     return PerturbationCurve(steps / count, logits)
 
-# %% ../../nbs/62_faithfulness.ipynb #7a7f5981
+# %% ../../nbs/62_faithfulness.ipynb #d214789f
 @dataclass(frozen=True, eq=False)
 class Removals:
     "Random sets of regions, and by how much each lowers the logit."
@@ -158,7 +159,7 @@ def random_removals(
     logits = logits_without(network, inputs, regions, removed, target, baseline, batch_size)
     return Removals(regions, removed[:, 1:], logits[:, :1] - logits[:, 1:])
 
-# %% ../../nbs/62_faithfulness.ipynb #23fa7854
+# %% ../../nbs/62_faithfulness.ipynb #a509bc1e
 def max_sensitivity(
     explainer: Explainer,    # any explainer
     inputs: torch.Tensor,    # scans (N, C, x, y, z)
@@ -183,7 +184,7 @@ def max_sensitivity(
     with seeded(seed, inputs.device):
         return sensitivity_max(explain, inputs, disturb, n_perturb_samples=samples, max_examples_per_batch=len(inputs), target=targets)
 
-# %% ../../nbs/62_faithfulness.ipynb #81f06f13
+# %% ../../nbs/62_faithfulness.ipynb #006dd7d2
 def map_agreement(
     first: np.ndarray,               # a map (x, y, z)
     second: np.ndarray,              # another on the same grid
@@ -220,7 +221,7 @@ def agreement_table(
         rows.append({"first": first, "second": second, "scans": len(pairs), **found.mean()})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/62_faithfulness.ipynb #3b23ae1b
+# %% ../../nbs/62_faithfulness.ipynb #3a636a18
 def _layers(network: nn.Module, inputs: torch.Tensor) -> list[str]:
     "Modules with parameters of their own, in the order of computation."
     names, order = {module: name for name, module in network.named_modules()}, {}
@@ -252,7 +253,7 @@ def randomised_networks(
                     values.copy_(values.flatten()[torch.randperm(values.numel(), device=values.device)].reshape(values.shape))
         yield name, copy.deepcopy(drawn)
 
-# %% ../../nbs/62_faithfulness.ipynb #09fd7fb0
+# %% ../../nbs/62_faithfulness.ipynb #7709b542
 def randomisation_table(
     network: nn.Module,      # gives (N, classes), as logits or after a final softmax or sigmoid
     build: Callable[[nn.Module], Explainer],  # makes the explainer of a network, such as partial(build_explainer, "gradient")
