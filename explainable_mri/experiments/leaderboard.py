@@ -6,7 +6,7 @@
 __all__ = ['CONTROLS', 'RUNS', 'POINTS', 'QUESTIONS', 'Method', 'board_methods', 'board_scans', 'Board', 'make_board',
            'replace_residuals', 'measure_method', 'board_table', 'against', 'plot_board', 'Leaderboard', 'leaderboard']
 
-# %% ../../nbs/94_leaderboard.ipynb #c19dcd40
+# %% ../../nbs/94_leaderboard.ipynb #70f1a11f
 import copy
 import time
 import warnings
@@ -41,7 +41,7 @@ from ..inference import Model, load_model
 from ..registry import EXPLAINERS
 from ..tasks import output_index
 
-# %% ../../nbs/94_leaderboard.ipynb #28842add
+# %% ../../nbs/94_leaderboard.ipynb #a05f7119
 @dataclass(frozen=True)
 class Method:
     "An explainer on the board."
@@ -79,7 +79,7 @@ def board_methods(
         raise ConfigError(f"There is no method '{unknown[0]}' on the board. {suggest(unknown[0], methods)}")
     return methods if names is None else {name: methods[name] for name in names}
 
-# %% ../../nbs/94_leaderboard.ipynb #11efb20d
+# %% ../../nbs/94_leaderboard.ipynb #104a9dd6
 def board_scans(
     config: ExperimentConfig,  # the experiment: task, and the class that is explained
     scans: pd.DataFrame,       # test scans with their predictions
@@ -100,7 +100,7 @@ def board_scans(
                           "Train longer, or take a larger cohort.")
     return chosen.sort_index().reset_index(drop=True)
 
-# %% ../../nbs/94_leaderboard.ipynb #3c28f488
+# %% ../../nbs/94_leaderboard.ipynb #e9e7200d
 @dataclass(eq=False)
 class _Runs:
     "A method applied to residual maps, through the model, with Captum's protocol."
@@ -137,7 +137,7 @@ class Board:
         "The output that is explained."
         return output_index(self.model.task, self.target)
 
-# %% ../../nbs/94_leaderboard.ipynb #de76b7c2
+# %% ../../nbs/94_leaderboard.ipynb #aebdb820
 POINTS = 6  # points of a perturbation curve
 
 
@@ -173,7 +173,7 @@ def replace_residuals(
     plain.residuals, plain._explainers = None, {}
     return plain
 
-# %% ../../nbs/94_leaderboard.ipynb #7db6c804
+# %% ../../nbs/94_leaderboard.ipynb #227c76f3
 def _located(board: Board, scan: pd.Series, relevance: np.ndarray) -> dict[str, float]:
     "Where a map lies, if the truth of the scan is known."
     if not isinstance(scan.get("truth"), str):
@@ -220,7 +220,7 @@ def measure_method(
                      **(steady[number] if number < len(steady) else {})})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/94_leaderboard.ipynb #5879d2f3
+# %% ../../nbs/94_leaderboard.ipynb #443fe641
 QUESTIONS = {  # measure -> (what it asks, whether more is better)
     "average_precision": ("where the atrophy is", True),
     "perturbation": ("the logit falls when it is taken away, beyond chance", True),
@@ -279,7 +279,7 @@ def against(
     ends = bootstrap_intervals(lambda drawn: drawn[methods].mean().to_dict(), differences.join(wide[["subject", "group"]]), replicates, seed=seed)
     return pd.DataFrame([{"method": name, "difference": differences[name].mean(), "low": ends[name][0], "high": ends[name][1]} for name in differences])
 
-# %% ../../nbs/94_leaderboard.ipynb #913e035e
+# %% ../../nbs/94_leaderboard.ipynb #7cc081dd
 def plot_board(
     table: pd.DataFrame,         # from `board_table`
     measures: Sequence[str] | None = None,  # panels; None: the questions that were asked
@@ -302,7 +302,7 @@ def plot_board(
     figure.tight_layout()
     return figure
 
-# %% ../../nbs/94_leaderboard.ipynb #8350164b
+# %% ../../nbs/94_leaderboard.ipynb #c3247681
 @dataclass(frozen=True)
 class Leaderboard:
     "A leaderboard as it was written to a folder."
@@ -342,7 +342,7 @@ def _training_maps(cohort: Cohort, trained: Path, model: Model, config: Experime
     table = keys.merge(cohort.table, on=["subject", "session"], how="left")
     return table, model.maps(table, cache=CacheConfig(dtype=config.cache.dtype))
 
-# %% ../../nbs/94_leaderboard.ipynb #a96be950
+# %% ../../nbs/94_leaderboard.ipynb #b043ec97
 def _write_board(folder: Path, table: pd.DataFrame, rows: pd.DataFrame, title: str) -> None:
     "Write table and figure."
     write_table(rows, folder / "scans.csv")
