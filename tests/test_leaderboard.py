@@ -20,7 +20,7 @@ def test_the_boards_are_whole(rows):
     assert (NBS / "data/leaderboard.csv").stat().st_size < 500_000
     assert rows.network.nunique() == 3 and rows.cohort.nunique() == 2 and rows.method.nunique() >= 20 and set(CONTROLS) <= set(rows.method)
     per_board = rows.groupby(["network", "cohort", "method"]).subject.nunique()
-    assert per_board.nunique() == 1 and len(per_board) == 6 * rows.method.nunique()
+    assert (per_board == 10).all() and per_board.groupby(["network", "cohort"]).size().min() >= 35  # Grad-CAM cannot explain each network
 
 
 def test_controls_are_what_they_are_by_their_nature(rows):
