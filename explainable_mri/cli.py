@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['describe_error', 'main', 'simulate_command', 'check_command', 'simulate_atrophy_command', 'train_command',
            'explain_command', 'report_command', 'crossval_command', 'compare_command', 'reproduce_command',
-           'sweep_command', 'evaluate_command', 'predict_command', 'prepare_command', 'import_keras_command',
-           'info_command']
+           'leaderboard_command', 'sweep_command', 'evaluate_command', 'predict_command', 'prepare_command',
+           'import_keras_command', 'info_command']
 
 # %% ../nbs/99_cli.ipynb #56b5ad18
 import errno
@@ -315,6 +315,25 @@ def reproduce_command(folder: Path, to: Path | None, within: float) -> None:
     click.echo(str(found))
     if not found.is_same(within):
         raise click.exceptions.Exit(1)
+
+# %% ../nbs/99_cli.ipynb #b94lead2
+@main.command("leaderboard")
+@_configured
+@_fold
+@click.option("--method", "methods", multiple=True, metavar="EXPLAINER", help="A method that takes part; all by default. May be given several times.")
+@click.option("--scans", type=click.IntRange(min=2), default=12, show_default=True, help="Test scans, one a person, of the explained class.")
+def leaderboard_command(config: ExperimentConfig, fold: int, methods: tuple[str, ...], scans: int) -> None:
+    """Measure all explanation methods, and controls, on the test scans of a trained fold.
+
+    A table and a figure with intervals are in results/NAME/fold-N/leaderboard/. Run again, it keeps the methods that are measured.
+
+    \b
+    Example:
+      explainable-mri leaderboard config/demo.yaml --fold 1 --method lrp.epsilon_plus --method integrated_gradients --method random
+    """
+    from explainable_mri.experiments.leaderboard import leaderboard
+
+    click.echo(str(leaderboard(config, fold, methods or None, scans)))
 
 # %% ../nbs/99_cli.ipynb #94073329
 @main.command("sweep")

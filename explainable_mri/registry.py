@@ -206,6 +206,6 @@ TRANSFORMS = Registry("transform", "data.transforms")
 NETWORKS = Registry("network", "models.networks", "models.factory", "models.keras")
 LOSSES = Registry("loss", "training.losses")
 EXPLAINERS = Registry("explainer", "explainers.gradients", "explainers.gradcam", "explainers.lrp",
-                      "explainers.references", "explainers.perturbations")
+                      "explainers.references", "explainers.perturbations", "explainers.controls")
 MEASURES = Registry("measure", "analysis.measures", "evaluation.localization")
 BASELINES = Registry("baseline", "evaluation.baselines")
