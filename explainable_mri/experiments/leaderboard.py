@@ -277,7 +277,8 @@ def against(
     methods = [name for name in rows.method.unique() if name != other]
     differences = wide[methods].sub(wide[other], axis=0)
     ends = bootstrap_intervals(lambda drawn: drawn[methods].mean().to_dict(), differences.join(wide[["subject", "group"]]), replicates, seed=seed)
-    return pd.DataFrame([{"method": name, "difference": differences[name].mean(), "low": ends[name][0], "high": ends[name][1]} for name in differences])
+    return pd.DataFrame([{"method": name, "difference": differences[name].mean(), "low": ends[name][0], "high": ends[name][1]}
+                         for name in differences])
 
 # %% ../../nbs/94_leaderboard.ipynb #7cc081dd
 def plot_board(
@@ -314,7 +315,8 @@ class Leaderboard:
 
     def __str__(self) -> str:
         shown = ["method", "mean_rank", *(name for name in QUESTIONS if name in self.table), "seconds"]
-        return "\n".join([self.table[shown].round(3).to_string(index=False), *(f"Note: {note}" for note in self.notes), f"Leaderboard: {self.folder}"])
+        notes = [f"Note: {note}" for note in self.notes]
+        return "\n".join([self.table[shown].round(3).to_string(index=False), *notes, f"Leaderboard: {self.folder}"])
 
 
 def _measured(board: Board, name: str, method: Method, place: Path, settings: dict[str, Any]) -> tuple[pd.DataFrame, str | None]:
