@@ -8,7 +8,7 @@ __all__ = ['CHOICES', 'BOUNDS', 'AXES', 'ViewerState', 'read_state', 'write_link
            'look_at', 'slice_profiles', 'peak_place', 'region_places', 'likelihood_sentence', 'Subject', 'Single',
            'Collection', 'describe_clusters', 'describe_place', 'region_rows']
 
-# %% ../../nbs/96_state.ipynb #8b37247d
+# %% ../../nbs/96_state.ipynb #6b60315d
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -33,7 +33,7 @@ from ..report.figures import relevance_limits
 from ..report.narrative import SENTENCES
 from ..report.scan import LANGUAGES, Scale, _reading
 
-# %% ../../nbs/96_state.ipynb #af9086cb
+# %% ../../nbs/96_state.ipynb #94556d16
 CHOICES = {"scaling": ("fixed", "adaptive"), "language": tuple(LANGUAGES), "theme": ("light", "dark")}
 BOUNDS = {"threshold": (0.0, 1.0), "smallest": (0.0, 5.0), "smoothing": (0.0, 12.0), "opacity": (0.0, 1.0), "contrast": (0.1, 1.0)}
 
@@ -71,7 +71,7 @@ class ViewerState:
         if not all(math.isfinite(value) for value in self.crosshair):
             raise ConfigError(f"The crosshair needs three numbers in mm, not {self.crosshair}.")
 
-# %% ../../nbs/96_state.ipynb #5a2c562e
+# %% ../../nbs/96_state.ipynb #1cb54086
 def read_state(
     values: Mapping[str, Any],  # names and values, as a browser or a link gives them: text, numbers, or a list for the crosshair
 ) -> ViewerState:               # what they mean; what is absent has its default
@@ -109,7 +109,7 @@ def read_link(
     "Read a link; raises `ConfigError` where it says what a viewer cannot show."
     return read_state({name: value for name, value in parse_qsl(text.lstrip("?")) if name not in ignore})
 
-# %% ../../nbs/96_state.ipynb #26e27911
+# %% ../../nbs/96_state.ipynb #2f57627c
 @dataclass(frozen=True, eq=False)
 class Scene:
     "A map over its scan."
@@ -140,7 +140,7 @@ def explanation_scene(
     colours = scale or Scale(*relevance_limits(explanation.relevance.array))
     return Scene(explanation.scan, explanation.relevance, load_atlas(atlas, explanation.relevance.grid), colours, explanation)
 
-# %% ../../nbs/96_state.ipynb #e720ac45
+# %% ../../nbs/96_state.ipynb #60fecef0
 def smooth_relevance(
     scene: Scene,     # the scene
     width: float,     # width (FWHM) in mm; 0: none
@@ -162,7 +162,7 @@ def colour_limit(
     "Where colours end."
     return scene.scale.vmax if scaling == "fixed" else relevance_limits(relevance)[1]
 
-# %% ../../nbs/96_state.ipynb #c52bb3a3
+# %% ../../nbs/96_state.ipynb #968eae64
 @dataclass(frozen=True, eq=False)
 class Clusters:
     "The clusters of a map above a threshold."
@@ -202,7 +202,7 @@ def size_histogram(
     counts = np.bincount(np.floor(np.log2(sizes)).astype(int))
     return (2 ** np.arange(len(counts))).tolist(), counts.tolist()
 
-# %% ../../nbs/96_state.ipynb #a9578643
+# %% ../../nbs/96_state.ipynb #bafa441e
 def voxel_at(
     grid: Grid,                             # the grid
     place: tuple[float, float, float],      # position in mm
@@ -240,7 +240,7 @@ def look_at(
     return AtCrosshair(voxel, relevance, region, len(values), len(values) * scene.grid.voxel_volume, float(values.mean(dtype=float)),
                        float(values[np.abs(values).argmax()]))
 
-# %% ../../nbs/96_state.ipynb #62c2d12a
+# %% ../../nbs/96_state.ipynb #9c0acd85
 AXES = {"coronal": 1, "axial": 2, "sagittal": 0}  # axis that runs through the slices of a view
 
 
@@ -276,7 +276,7 @@ def region_places(
             found[atlas.names[number]] = tuple(apply_affine(grid.cropped_affine, nearest).tolist())
     return found
 
-# %% ../../nbs/96_state.ipynb #3fe36a39
+# %% ../../nbs/96_state.ipynb #a8b4b1eb
 def likelihood_sentence(
     explanation: Explanation,  # the explanation
     language: str = "en",      # "en" or "de"
@@ -290,13 +290,14 @@ def likelihood_sentence(
     value, low, high = prediction.likelihood
     return SENTENCES[language]["likelihood"].format(disease=prediction.task.outputs[1], value=value, low=low, high=high)
 
-# %% ../../nbs/96_state.ipynb #eaf9e435
+# %% ../../nbs/96_state.ipynb #6ccdd662
 @dataclass(frozen=True)
 class Subject:
     "A scan with what is known of the person."
 
     scan: Any                                          # path, or a `Volume`
     covariates: Mapping[str, Any] = field(default_factory=dict)  # age (years), sex, tiv (ml), field_strength (T)
+    models: tuple[str, ...] = ()                       # the networks that have not seen it in training; (): none has
 
 
 @dataclass(eq=False)
@@ -317,7 +318,7 @@ class Single:
         "The scene."
         return self.one
 
-# %% ../../nbs/96_state.ipynb #63493f70
+# %% ../../nbs/96_state.ipynb #d0524523
 @dataclass(eq=False)
 class Collection:
     "Subjects and networks to choose from."
@@ -338,16 +339,19 @@ class Collection:
         return self.models[name]
 
     def choices(self, state: ViewerState) -> dict[str, list[str]]:
-        "The names of each kind; targets are those of the state's network."
+        "The names of each kind; subjects are those that the state's network has not seen, and targets are its outputs."
         explainers = [self.explainer, *(name for name in EXPLAINERS.describe() if name != self.explainer)]
-        return {"subject": list(self.subjects), "model": list(self.models), "explainer": explainers,
-                "target": list(self.model(state.model or next(iter(self.models))).task.outputs)}
+        model = state.model or next(iter(self.models))
+        unseen = [name for name, one in self.subjects.items() if not one.models or model in one.models]
+        return {"subject": unseen, "model": list(self.models), "explainer": explainers, "target": list(self.model(model).task.outputs)}
 
     def complete(self, state: ViewerState) -> ViewerState:
         "Fill in what is chosen where nothing is; raises `ConfigError` for a name that is not there."
         known = self.choices(state if state.model in self.models else replace(state, model=""))
         first = {name: names[-1 if name == "target" else 0] for name, names in known.items() if names}
         chosen = {name: getattr(state, name) or first.get(name, "") for name in known}
+        if chosen["subject"] in self.subjects and chosen["subject"] not in known["subject"]:  # the network has seen it: another one
+            chosen["subject"] = first.get("subject", "")
         chosen["target"] = chosen["target"] if chosen["target"] in known["target"] or not state.model else first["target"]
         others = {"other_subject": "subject", "other_explainer": "explainer"}
         for name, value in [*chosen.items(), *((kind, getattr(state, name)) for name, kind in others.items())]:
@@ -371,7 +375,7 @@ class Collection:
                 del self._kept[next(iter(self._kept))]
         return self._kept[key]
 
-# %% ../../nbs/96_state.ipynb #2bdbcc76
+# %% ../../nbs/96_state.ipynb #f910a25d
 def _finite(value: float) -> float | None:
     "A number as JSON has it."
     return value if math.isfinite(value) else None
