@@ -430,7 +430,7 @@ def import_keras_command(model: Path, out: Path, axes: str | None, output: str |
 
     click.echo(import_keras(model, out, axes=axes, output=output).to_string(index=False))
 
-# %% ../nbs/99_cli.ipynb #22e0d0a9
+# %% ../nbs/99_cli.ipynb #1fe268a6
 @main.command("app")
 @click.argument("results", required=False, default="results", type=click.Path(path_type=Path))
 @click.option("--port", type=click.IntRange(1, 65535), default=8866, show_default=True, help="Port.")

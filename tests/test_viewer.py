@@ -369,7 +369,7 @@ def test_app_takes_uploads_refuses_bad_ones_and_keeps_visitors_apart(browser, co
     assert other.locator(".xmri").count() == 0, "nobody sees another's scan"
     assert "Frau" not in (folder / "log").read_text()
     assert len(list(folder.glob("explainable-mri-uploads-*/*/*.nii.gz"))) == 1
-    page.close()
+    page.goto("about:blank")  # leaves the page, as closing it does
     for _ in range(60):
         if not list(folder.glob("explainable-mri-uploads-*/*/*.nii.gz")):
             break
