@@ -6,7 +6,7 @@
 __all__ = ['describe_error', 'main', 'simulate_command', 'check_command', 'simulate_atrophy_command', 'train_command',
            'explain_command', 'report_command', 'crossval_command', 'compare_command', 'reproduce_command',
            'leaderboard_command', 'sweep_command', 'evaluate_command', 'predict_command', 'prepare_command',
-           'import_keras_command', 'info_command']
+           'import_keras_command', 'app_command', 'info_command']
 
 # %% ../nbs/99_cli.ipynb #56b5ad18
 import errno
@@ -484,6 +484,29 @@ def import_keras_command(model: Path, out: Path, axes: str | None, output: str |
     from explainable_mri.models.keras import import_keras
 
     click.echo(import_keras(model, out, axes=axes, output=output).to_string(index=False))
+
+# %% ../nbs/99_cli.ipynb #1fe268a6
+@main.command("app")
+@click.argument("results", required=False, default="results", type=click.Path(path_type=Path))
+@click.option("--port", type=click.IntRange(1, 65535), default=8866, show_default=True, help="Port.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; any but this machine's own is behind a token.")
+@click.option("--token", envvar="EXPLAINABLE_MRI_TOKEN", help="The token, 16 signs or more; a new one unless told otherwise.")
+@click.option("--idle", type=click.IntRange(min=60), default=1800, show_default=True, help="Seconds after which an idle visitor is forgotten.")
+@click.option("--language", type=click.Choice(["en", "de"]), default="en", show_default=True, help="Language to begin with.")
+@click.option("--theme", type=click.Choice(["light", "dark"]), default="light", show_default=True, help="Looks to begin with.")
+def app_command(results: Path, port: int, host: str, token: str | None, idle: int, language: str, theme: str) -> None:
+    """Serve the viewer as a web page: test scans of RESULTS, and uploads (extra: viewer).
+
+    RESULTS is a folder of experiments, of one experiment or fold, or a file of a network.
+
+    \b
+    Example:
+      explainable-mri app results/demo
+      explainable-mri app results/demo --host 0.0.0.0 --port 8900
+    """
+    from explainable_mri.viewer.app import serve
+
+    serve(results, click.echo, {"language": language, "theme": theme}, port=port, host=host, token=token, idle=idle)
 
 # %% ../nbs/99_cli.ipynb #d20ed2af
 @main.command("info")

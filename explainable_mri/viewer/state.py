@@ -8,8 +8,9 @@ __all__ = ['CHOICES', 'BOUNDS', 'AXES', 'ViewerState', 'read_state', 'write_link
            'look_at', 'slice_profiles', 'peak_place', 'region_places', 'likelihood_sentence', 'Subject', 'Single',
            'Collection', 'describe_clusters', 'describe_place', 'region_rows']
 
-# %% ../../nbs/96_state.ipynb #8b37247d
+# %% ../../nbs/96_state.ipynb #77bc8e1f
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -33,7 +34,7 @@ from ..report.figures import relevance_limits
 from ..report.narrative import say_likelihood
 from ..report.scan import LANGUAGES, Scale, _reading
 
-# %% ../../nbs/96_state.ipynb #af9086cb
+# %% ../../nbs/96_state.ipynb #62edf101
 CHOICES = {"scaling": ("fixed", "adaptive"), "language": tuple(LANGUAGES), "theme": ("light", "dark")}
 BOUNDS = {"threshold": (0.0, 1.0), "smallest": (0.0, 5.0), "smoothing": (0.0, 12.0), "opacity": (0.0, 1.0), "contrast": (0.1, 1.0)}
 
@@ -71,7 +72,7 @@ class ViewerState:
         if not all(math.isfinite(value) for value in self.crosshair):
             raise ConfigError(f"The crosshair needs three numbers in mm, not {self.crosshair}.")
 
-# %% ../../nbs/96_state.ipynb #5a2c562e
+# %% ../../nbs/96_state.ipynb #30126cda
 def read_state(
     values: Mapping[str, Any],  # names and values, as a browser or a link gives them: text, numbers, or a list for the crosshair
 ) -> ViewerState:               # what they mean; what is absent has its default
@@ -109,7 +110,7 @@ def read_link(
     "Read a link; raises `ConfigError` where it says what a viewer cannot show."
     return read_state({name: value for name, value in parse_qsl(text.lstrip("?")) if name not in ignore})
 
-# %% ../../nbs/96_state.ipynb #26e27911
+# %% ../../nbs/96_state.ipynb #13fbc6b9
 @dataclass(frozen=True, eq=False)
 class Scene:
     "A map over its scan."
@@ -140,7 +141,7 @@ def explanation_scene(
     colours = scale or Scale(*relevance_limits(explanation.relevance.array))
     return Scene(explanation.scan, explanation.relevance, load_atlas(atlas, explanation.relevance.grid), colours, explanation)
 
-# %% ../../nbs/96_state.ipynb #e720ac45
+# %% ../../nbs/96_state.ipynb #da90a1f7
 def smooth_relevance(
     scene: Scene,     # the scene
     width: float,     # width (FWHM) in mm; 0: none
@@ -162,7 +163,7 @@ def colour_limit(
     "Where colours end."
     return scene.scale.vmax if scaling == "fixed" else relevance_limits(relevance)[1]
 
-# %% ../../nbs/96_state.ipynb #c52bb3a3
+# %% ../../nbs/96_state.ipynb #d42bb571
 @dataclass(frozen=True, eq=False)
 class Clusters:
     "The clusters of a map above a threshold."
@@ -202,7 +203,7 @@ def size_histogram(
     counts = np.bincount(np.floor(np.log2(sizes)).astype(int))
     return (2 ** np.arange(len(counts))).tolist(), counts.tolist()
 
-# %% ../../nbs/96_state.ipynb #a9578643
+# %% ../../nbs/96_state.ipynb #d8b1eae4
 def voxel_at(
     grid: Grid,                             # the grid
     place: tuple[float, float, float],      # position in mm
@@ -240,7 +241,7 @@ def look_at(
     return AtCrosshair(voxel, relevance, region, len(values), len(values) * scene.grid.voxel_volume, float(values.mean(dtype=float)),
                        float(values[np.abs(values).argmax()]))
 
-# %% ../../nbs/96_state.ipynb #62c2d12a
+# %% ../../nbs/96_state.ipynb #aa0a0ce3
 AXES = {"coronal": 1, "axial": 2, "sagittal": 0}  # axis that runs through the slices of a view
 
 
@@ -276,7 +277,7 @@ def region_places(
             found[atlas.names[number]] = tuple(apply_affine(grid.cropped_affine, nearest).tolist())
     return found
 
-# %% ../../nbs/96_state.ipynb #3fe36a39
+# %% ../../nbs/96_state.ipynb #9c27d93d
 def likelihood_sentence(
     explanation: Explanation,  # the explanation
     language: str = "en",      # "en" or "de"
@@ -288,13 +289,14 @@ def likelihood_sentence(
     disease = explanation.target if prediction.likelihood is None else prediction.task.outputs[1]
     return say_likelihood(disease, explanation.probability, prediction.likelihood, language)
 
-# %% ../../nbs/96_state.ipynb #eaf9e435
+# %% ../../nbs/96_state.ipynb #74aa8c72
 @dataclass(frozen=True)
 class Subject:
     "A scan with what is known of the person."
 
     scan: Any                                          # path, or a `Volume`
     covariates: Mapping[str, Any] = field(default_factory=dict)  # age (years), sex, tiv (ml), field_strength (T)
+    models: tuple[str, ...] = ()                       # the networks that have not seen it in training; (): none has
 
 
 @dataclass(eq=False)
@@ -315,7 +317,7 @@ class Single:
         "The scene."
         return self.one
 
-# %% ../../nbs/96_state.ipynb #63493f70
+# %% ../../nbs/96_state.ipynb #90936640
 @dataclass(eq=False)
 class Collection:
     "Subjects and networks to choose from."
@@ -336,16 +338,19 @@ class Collection:
         return self.models[name]
 
     def choices(self, state: ViewerState) -> dict[str, list[str]]:
-        "The names of each kind; targets are those of the state's network."
+        "The names of each kind; subjects are those that the state's network has not seen, and targets are its outputs."
         explainers = [self.explainer, *(name for name in EXPLAINERS.describe() if name != self.explainer)]
-        return {"subject": list(self.subjects), "model": list(self.models), "explainer": explainers,
-                "target": list(self.model(state.model or next(iter(self.models))).task.outputs)}
+        model = state.model or next(iter(self.models))
+        unseen = [name for name, one in self.subjects.items() if not one.models or model in one.models]
+        return {"subject": unseen, "model": list(self.models), "explainer": explainers, "target": list(self.model(model).task.outputs)}
 
     def complete(self, state: ViewerState) -> ViewerState:
         "Fill in what is chosen where nothing is; raises `ConfigError` for a name that is not there."
         known = self.choices(state if state.model in self.models else replace(state, model=""))
         first = {name: names[-1 if name == "target" else 0] for name, names in known.items() if names}
         chosen = {name: getattr(state, name) or first.get(name, "") for name in known}
+        if chosen["subject"] in self.subjects and chosen["subject"] not in known["subject"]:  # the network has seen it: another one
+            chosen["subject"] = first.get("subject", "")
         chosen["target"] = chosen["target"] if chosen["target"] in known["target"] or not state.model else first["target"]
         others = {"other_subject": "subject", "other_explainer": "explainer"}
         for name, value in [*chosen.items(), *((kind, getattr(state, name)) for name, kind in others.items())]:
@@ -361,7 +366,9 @@ class Collection:
         key = state.subject, state.model, state.explainer, state.target
         if key not in self._kept:
             model, subject = self.model(state.model), self.subjects[state.subject]
-            found = model.explain(subject.scan, state.explainer, state.target, subject.covariates)
+            with warnings.catch_warnings():  # what they say stands in the notes of the explanation
+                warnings.simplefilter("ignore")
+                found = model.explain(subject.scan, state.explainer, state.target, subject.covariates)
             scale = control_scale(Path(model.provenance["folder"]), model, state.explainer, {},
                 state.target) if "folder" in model.provenance else None
             self._kept[key] = explanation_scene(found, scale, self.atlas)
@@ -369,7 +376,7 @@ class Collection:
                 del self._kept[next(iter(self._kept))]
         return self._kept[key]
 
-# %% ../../nbs/96_state.ipynb #2bdbcc76
+# %% ../../nbs/96_state.ipynb #a818c564
 def _finite(value: float) -> float | None:
     "A number as JSON has it."
     return value if math.isfinite(value) else None

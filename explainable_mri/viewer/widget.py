@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Session', 'session_report', 'view_explanation', 'view']
 
-# %% ../../nbs/97_widget.ipynb #586002a4
+# %% ../../nbs/97_widget.ipynb #65ccae16
 import tempfile
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -28,9 +28,9 @@ from ..report.scan import LANGUAGES, Scale, _region_name, _say, _unit
 from ..report.sunburst import node_values, wheel
 from .state import (
     BOUNDS, Clusters, Collection, Scene, Single, Subject, ViewerState, describe_clusters, describe_place, explanation_scene,
-    find_clusters, likelihood_sentence, read_state, region_places, region_rows, write_link)
+    find_clusters, likelihood_sentence, read_link, read_state, region_places, region_rows, write_link)
 
-# %% ../../nbs/97_widget.ipynb #b7283e9a
+# %% ../../nbs/97_widget.ipynb #143c3c22
 _SCRIPT = """
 export const VIEWS = { coronal: [0, 2, 1], axial: [0, 1, 2], sagittal: [1, 2, 0] }  // axes to the right, upwards, and through the slices
 
@@ -62,7 +62,7 @@ export function outline({ values, width, height }, number) {  // lines around th
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #ae540304
+# %% ../../nbs/97_widget.ipynb #a54cd304
 _SCRIPT += """
 export function between(size, count, mirrored) {  // for each pixel the voxels before and after it, and how far it is from the first
   const low = new Int32Array(size), part = new Float32Array(size)
@@ -99,7 +99,7 @@ export function paint(pixels, width, height, scan, map, look) {  // look: limit,
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #aaa891ec
+# %% ../../nbs/97_widget.ipynb #739346f0
 _SCRIPT += """
 export function area(values, width, zero, height, most) {  // outline of a filled curve; values of `most` reach `height` from the line at `zero`
   const points = values.map((value, i) => `L${((i + 0.5) / values.length * width).toFixed(1)} ${(zero - value / most * height).toFixed(1)}`)
@@ -130,7 +130,7 @@ const builder = (make) => (tag, attributes = {}, ...children) => {
 const html = builder((tag) => document.createElement(tag)), svg = builder((tag) => document.createElementNS("http://www.w3.org/2000/svg", tag))
 """
 
-# %% ../../nbs/97_widget.ipynb #bb558d83
+# %% ../../nbs/97_widget.ipynb #c85ba4e0
 _SCRIPT += """
 const voxelOf = (it) => it.scene.inverse.map((row, axis) => Math.min(it.scene.shape[axis] - 1, Math.max(0, Math.round(
   row[0] * it.state.crosshair[0] + row[1] * it.state.crosshair[1] + row[2] * it.state.crosshair[2] + row[3]))))
@@ -162,7 +162,7 @@ function drawView(it, panel, number, view) {
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #0fdce483
+# %% ../../nbs/97_widget.ipynb #a74413ae
 _SCRIPT += """
 function draw(it) {
   it.asked = false
@@ -197,7 +197,7 @@ function step(it, axis, by) {
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #c126ed6b
+# %% ../../nbs/97_widget.ipynb #844912d5
 _SCRIPT += """
 function listen(it, canvas, view) {
   const [right, up, through] = VIEWS[view]
@@ -241,7 +241,7 @@ function tick(it, name, label) {
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #5bf4df3c
+# %% ../../nbs/97_widget.ipynb #d7012de3
 _SCRIPT += """
 const digits = (it, value, count) => value == null ? "–" : value.toLocaleString(it.state.language, { maximumSignificantDigits: count })
 const percent = (it) => (value) => value.toLocaleString(it.state.language, { style: "percent" })
@@ -273,7 +273,7 @@ function controls(it) {
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #fe7fefef
+# %% ../../nbs/97_widget.ipynb #9b658044
 _SCRIPT += """
 function viewBox(it, number, view) {
   const { scene } = it, { words } = scene, [right, up, through] = VIEWS[view], most = 420, canvas = html("canvas", { tabindex: 0, role: "img" })
@@ -305,7 +305,7 @@ function viewBox(it, number, view) {
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #1f2b1944
+# %% ../../nbs/97_widget.ipynb #381d82fd
 _SCRIPT += """
 function charts(it) {  // what Python found above the threshold
   const { words } = it.scene, found = it.found[0], { counts, volumes } = found.histogram, most = Math.max(1, ...counts)
@@ -338,7 +338,7 @@ function here(it) {  // what stands at the crosshair
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #43c9d973
+# %% ../../nbs/97_widget.ipynb #08846b61
 _SCRIPT += """
 function bar(it) {
   const { colours, words, unit } = it.scene, stops = Array.from({ length: 33 }, (_, i) => {
@@ -376,7 +376,7 @@ function tables(it) {
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #008c1b46
+# %% ../../nbs/97_widget.ipynb #86b0420e
 _SCRIPT += """
 function save(it, { name, kind }, data) {  // a report, as a download
   const link = html("a", { href: URL.createObjectURL(new Blob([data], { type: kind })), download: name })
@@ -411,13 +411,13 @@ function build(it) {
 
 function told(it) {
   const place = location.protocol.startsWith("http") ? `${location.origin}${location.pathname}` : ""
-  it.link.value = `${place}?${it.model.get("link")}`
+  it.link.value = `${place}#view?${it.model.get("link")}`  // behind #, so that no server hears of it
   it.part("message").textContent = it.model.get("busy") ? it.scene.words.busy : it.model.get("message")
   it.root.dataset.busy = it.model.get("busy")
 }
 """
 
-# %% ../../nbs/97_widget.ipynb #f5da63e2
+# %% ../../nbs/97_widget.ipynb #5aa4aa11
 _SCRIPT += """
 function receive(it) {
   it.panels = it.model.get("panels").map((panel) => ({ scan: decode(panel.scan, Uint8Array), map: decode(panel.map, Int16Array), unit: panel.unit }))
@@ -448,12 +448,13 @@ function render({ model, el }) {
   }
   for (const [name, listener] of Object.entries(listeners)) model.on(name, listener)
   if (model.get("panels").length) all()
+  if (location.hash.startsWith("#view?")) model.send({ link: location.hash.slice(6) })
   return () => { for (const [name, listener] of Object.entries(listeners)) model.off(name, listener) }
 }
 export default { render }
 """
 
-# %% ../../nbs/97_widget.ipynb #d9605839
+# %% ../../nbs/97_widget.ipynb #ae23df65
 _STYLE = """
 .xmri { --text: #1c2530; --muted: #566370; --line: #d6dde4; --page: #ffffff; --card: #f4f6f8; --accent: #0b5c97; display: grid; gap: 1rem 1.4rem;
   grid-template-columns: 250px minmax(0, 1fr); background: var(--page); color: var(--text); padding: 1rem; border-radius: 8px;
@@ -508,7 +509,7 @@ _STYLE += """
   .xmri table { font-size: .84rem; } .xmri th, .xmri td { padding: .2rem .25rem; } }
 """
 
-# %% ../../nbs/97_widget.ipynb #d7eb4de7
+# %% ../../nbs/97_widget.ipynb #113b0033
 _OWN = {
     "en": {
         "subject": "Scan", "model": "Network", "explainer": "Method", "target": "Explained class", "other_explainer": "Beside it, by method",
@@ -546,7 +547,7 @@ def _viewer_words(language: str) -> dict[str, Any]:
     "What the viewer says in a language."
     return {**{name: LANGUAGES[language][name] for name in _SHARED}, **_OWN[language], "notice": notice(language)}
 
-# %% ../../nbs/97_widget.ipynb #1c6db23c
+# %% ../../nbs/97_widget.ipynb #b09524ac
 _COLOURS = np.round(matplotlib.colormaps["RdBu_r"](np.linspace(0, 1, 256))[:, :3] * 255).astype(int)  # those of the figures
 
 
@@ -583,7 +584,7 @@ def _volumes(scene: Scene, relevance: np.ndarray) -> dict[str, Any]:
     return {"scan": np.clip(np.round(tones), 0, 255).astype(np.uint8).tobytes(), "map": np.round(relevance / unit).astype(np.int16).tobytes(),
         "unit": unit}
 
-# %% ../../nbs/97_widget.ipynb #85483754
+# %% ../../nbs/97_widget.ipynb #ab1245cc
 class Session:
     "What stands behind one viewer on one screen."
 
@@ -635,7 +636,7 @@ class Session:
         return {"found": [describe_clusters(scene, clusters) for scene, clusters in zip(self.scenes, self.clusters)],
                 "dropped": [b"" if clusters.kept.all() else np.packbits(clusters.dropped).tobytes() for clusters in self.clusters]}
 
-# %% ../../nbs/97_widget.ipynb #6e1ef3b0
+# %% ../../nbs/97_widget.ipynb #9b864a3e
 def _told_scene(session: Session) -> dict[str, Any]:
     "Words, names and places, in the state's language."
     state, scene = session.state, session.scenes[0]
@@ -661,7 +662,7 @@ def _told_scene(session: Session) -> dict[str, Any]:
 
 Session._told_scene = _told_scene
 
-# %% ../../nbs/97_widget.ipynb #ba86a527
+# %% ../../nbs/97_widget.ipynb #242a9ca9
 _KINDS = {"html": "text/html", "pdf": "application/pdf", "pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation"}
 
 
@@ -678,7 +679,7 @@ def session_report(
             title=session.state.subject or None)
         return {"name": path.name, "kind": _KINDS[form]}, path.read_bytes()
 
-# %% ../../nbs/97_widget.ipynb #707d7549
+# %% ../../nbs/97_widget.ipynb #85278dbc
 @cache
 def _widget_class() -> type:
     "The class of the widget, made where what it needs is installed."
@@ -725,19 +726,21 @@ def _widget_class() -> type:
                 self._answer(change["new"])
 
         def _told(self, widget: Any, content: Mapping[str, Any], buffers: list) -> None:
-            if "report" in content:
-                self.busy = True
-                try:
+            try:
+                if "link" in content:
+                    self._answer(vars(read_link(str(content["link"])[:2000])))
+                if "report" in content:
+                    self.busy = True
                     head, data = session_report(self.session, content["report"])
                     self.send(head, [data])
-                except (ExplainableMRIError, ImportError, OSError) as error:
-                    self.message = str(error)
-                finally:
-                    self.busy = False
+            except (ExplainableMRIError, ImportError, OSError) as error:
+                self.message = str(error)
+            finally:
+                self.busy = False
 
     return Viewer
 
-# %% ../../nbs/97_widget.ipynb #292b0e95
+# %% ../../nbs/97_widget.ipynb #753d162b
 def view_explanation(
     explanation: Explanation,    # from `Model.explain`
     scale: Scale | None = None,  # colours that all maps have in common; None: those of this map alone
