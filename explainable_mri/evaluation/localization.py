@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ..analysis.measures import ATROPHIED, Measure
 from ..analysis.regions import region_table
@@ -92,6 +90,8 @@ def localization_auc(
     mask: np.ndarray,       # bool, the truth, of the same shape
 ) -> float:                 # 0 to 1; NaN where the mask is empty or holds everything
     "The area under the ROC curve of relevance as a detector of the mask's voxels."
+    from sklearn.metrics import roc_auc_score
+
     values, inside = _checked(relevance, mask)
     return float(roc_auc_score(inside, values)) if inside.any() and not inside.all() else math.nan
 
@@ -101,6 +101,8 @@ def localization_average_precision(
     mask: np.ndarray,       # bool, the truth, of the same shape
 ) -> float:                 # 0 to 1; NaN where the mask is empty
     "The average precision of relevance as a detector of the mask's voxels."
+    from sklearn.metrics import average_precision_score
+
     values, inside = _checked(relevance, mask)
     return float(average_precision_score(inside, values)) if inside.any() else math.nan
 
@@ -155,6 +157,8 @@ def regional_correlation(
     grid: Grid,             # the grid
 ) -> float:                 # Spearman's rho, -1 to 1; NaN where the atrophy or the relevance is the same in all regions
     "The rank correlation of mean relevance and mean atrophy over the regions of an atlas."
+    from scipy import stats
+
     found, true = (region_table(part, atlas, grid, sort=None)["mean"] for part in (relevance, truth))
     known = found.notna() & true.notna()
     if found[known].nunique() < 2 or true[known].nunique() < 2:
