@@ -6,7 +6,7 @@
 __all__ = ['CONTROLS', 'RUNS', 'POINTS', 'QUESTIONS', 'Method', 'board_methods', 'board_scans', 'Board', 'make_board',
            'replace_residuals', 'measure_method', 'board_table', 'against', 'plot_board', 'Leaderboard', 'leaderboard']
 
-# %% ../../nbs/94_leaderboard.ipynb #70f1a11f
+# %% ../../nbs/94_leaderboard.ipynb #9ae966f3
 import copy
 import time
 import warnings
@@ -41,7 +41,7 @@ from ..inference import Model, load_model
 from ..registry import EXPLAINERS
 from ..tasks import output_index
 
-# %% ../../nbs/94_leaderboard.ipynb #a05f7119
+# %% ../../nbs/94_leaderboard.ipynb #7a6743f8
 @dataclass(frozen=True)
 class Method:
     "An explainer on the board."
@@ -79,7 +79,7 @@ def board_methods(
         raise ConfigError(f"There is no method '{unknown[0]}' on the board. {suggest(unknown[0], methods)}")
     return methods if names is None else {name: methods[name] for name in names}
 
-# %% ../../nbs/94_leaderboard.ipynb #104a9dd6
+# %% ../../nbs/94_leaderboard.ipynb #7bbee979
 def board_scans(
     config: ExperimentConfig,  # the experiment: task, and the class that is explained
     scans: pd.DataFrame,       # test scans with their predictions
@@ -100,7 +100,7 @@ def board_scans(
                           "Train longer, or take a larger cohort.")
     return chosen.sort_index().reset_index(drop=True)
 
-# %% ../../nbs/94_leaderboard.ipynb #e9e7200d
+# %% ../../nbs/94_leaderboard.ipynb #07fc971c
 @dataclass(eq=False)
 class _Runs:
     "A method applied to residual maps, through the model, with Captum's protocol."
@@ -137,7 +137,7 @@ class Board:
         "The output that is explained."
         return output_index(self.model.task, self.target)
 
-# %% ../../nbs/94_leaderboard.ipynb #aebdb820
+# %% ../../nbs/94_leaderboard.ipynb #89b56294
 POINTS = 6  # points of a perturbation curve
 
 
@@ -173,7 +173,7 @@ def replace_residuals(
     plain.residuals, plain._explainers = None, {}
     return plain
 
-# %% ../../nbs/94_leaderboard.ipynb #227c76f3
+# %% ../../nbs/94_leaderboard.ipynb #5f58447e
 def _located(board: Board, scan: pd.Series, relevance: np.ndarray) -> dict[str, float]:
     "Where a map lies, if the truth of the scan is known."
     if not isinstance(scan.get("truth"), str):
@@ -220,7 +220,7 @@ def measure_method(
                      **(steady[number] if number < len(steady) else {})})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/94_leaderboard.ipynb #443fe641
+# %% ../../nbs/94_leaderboard.ipynb #589ad3a1
 QUESTIONS = {  # measure -> (what it asks, whether more is better)
     "average_precision": ("where the atrophy is", True),
     "perturbation": ("the logit falls when it is taken away, beyond chance", True),
@@ -277,9 +277,9 @@ def against(
     methods = [name for name in rows.method.unique() if name != other]
     differences = wide[methods].sub(wide[other], axis=0)
     ends = bootstrap_intervals(lambda drawn: drawn[methods].mean().to_dict(), differences.join(wide[["subject", "group"]]), replicates, seed=seed)
-    return pd.DataFrame([{"method": name, "difference": differences[name].mean(), "low": ends[name][0], "high": ends[name][1]} for name in differences])
+    return pd.DataFrame([{"method": name, "difference": differences[name].mean(), "low": ends[name][0], "high": ends[name][1]} for name in methods])
 
-# %% ../../nbs/94_leaderboard.ipynb #7cc081dd
+# %% ../../nbs/94_leaderboard.ipynb #3028a56d
 def plot_board(
     table: pd.DataFrame,         # from `board_table`
     measures: Sequence[str] | None = None,  # panels; None: the questions that were asked
@@ -294,6 +294,8 @@ def plot_board(
         ax.hlines(range(len(table)), table[f"{name}_low"], table[f"{name}_high"], colors=colors, linewidth=1.2)
         ax.scatter(table[name], range(len(table)), c=colors, s=12, zorder=3)
         ax.set_title(f"{name.replace('_', ' ')}\n({'more' if QUESTIONS.get(name, ('', True))[1] else 'less'} is better)", fontsize=8)
+        if name == "sensitivity":
+            ax.set_xscale("symlog", linthresh=0.1)  # from no change to many times the map
         ax.tick_params(labelsize=7)
         ax.grid(axis="x", linewidth=0.4)
     axes[0].set(yticks=range(len(table)), yticklabels=table.method, ylim=(len(table) - 0.5, -0.5))
@@ -302,7 +304,7 @@ def plot_board(
     figure.tight_layout()
     return figure
 
-# %% ../../nbs/94_leaderboard.ipynb #c3247681
+# %% ../../nbs/94_leaderboard.ipynb #149bdac5
 @dataclass(frozen=True)
 class Leaderboard:
     "A leaderboard as it was written to a folder."
@@ -314,7 +316,8 @@ class Leaderboard:
 
     def __str__(self) -> str:
         shown = ["method", "mean_rank", *(name for name in QUESTIONS if name in self.table), "seconds"]
-        return "\n".join([self.table[shown].round(3).to_string(index=False), *(f"Note: {note}" for note in self.notes), f"Leaderboard: {self.folder}"])
+        notes = [f"Note: {note}" for note in self.notes]
+        return "\n".join([self.table[shown].round(3).to_string(index=False), *notes, f"Leaderboard: {self.folder}"])
 
 
 def _measured(board: Board, name: str, method: Method, place: Path, settings: dict[str, Any]) -> tuple[pd.DataFrame, str | None]:
@@ -342,7 +345,7 @@ def _training_maps(cohort: Cohort, trained: Path, model: Model, config: Experime
     table = keys.merge(cohort.table, on=["subject", "session"], how="left")
     return table, model.maps(table, cache=CacheConfig(dtype=config.cache.dtype))
 
-# %% ../../nbs/94_leaderboard.ipynb #b043ec97
+# %% ../../nbs/94_leaderboard.ipynb #6f195c44
 def _write_board(folder: Path, table: pd.DataFrame, rows: pd.DataFrame, title: str) -> None:
     "Write table and figure."
     write_table(rows, folder / "scans.csv")
