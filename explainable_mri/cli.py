@@ -160,7 +160,8 @@ def check_command(config: ExperimentConfig) -> None:
 @main.command("simulate-atrophy")
 @_configured
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the changed scans, their truth and the table.")
-@click.option("--region", "regions", multiple=True, required=True, help="Region of the atlas, or the beginning that several share; may be given again.")
+@click.option("--region", "regions", multiple=True, required=True,
+              help="Region of the atlas, or the beginning that several share; may be given again.")
 @click.option("--degree", type=float, default=0.3, show_default=True, help="Fraction of the regions' grey matter that is lost.")
 @click.option("--spread", type=float, default=0.0, show_default=True, help="Degrees are drawn from DEGREE - SPREAD to DEGREE + SPREAD.")
 @click.option("--share", type=float, default=0.5, show_default=True, help="Share of persons whose scans are changed.")

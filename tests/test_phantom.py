@@ -3,12 +3,13 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from explainable_mri.data import phantom
 from explainable_mri.data.phantom import simulate_cohort
-from explainable_mri.data.volumes import GRIDS, check_volume, load_volume
+from explainable_mri.data.volumes import GRIDS, check_volume, load_map, load_volume
 from explainable_mri.registry import COHORTS
 
 
@@ -88,3 +89,33 @@ def test_folder_of_an_earlier_version_gets_a_manifest(tmp_path):
     simulate_cohort(tmp_path, scans=2)
     after = {path: stamp for path, (stamp, _) in snapshot(tmp_path).items() if path.name.endswith(".gz")}
     assert before == after and (tmp_path / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["noise", "mark", "rim"])
+def test_shortcut_is_all_that_a_cohort_with_one_differs_in(tmp_path, kind):
+    grid, options = GRIDS["mni_6mm"], {"scans": 9, "grid": "mni_6mm", "repeat_fraction": 0.5}
+    plain = pd.read_csv(simulate_cohort(tmp_path / "plain", **options), sep="\t")
+    path = simulate_cohort(tmp_path / "cheat", shortcut={"kind": kind, "share": 0.75}, **options)
+    cheat = pd.read_csv(path, sep="\t")
+    pd.testing.assert_frame_equal(cheat.drop(columns="shortcut"), plain)
+    assert 0 < cheat.shortcut.notna().sum() < len(cheat) and (cheat.groupby("subject").shortcut.agg(lambda own: own.notna().nunique()) == 1).all()
+    brain = phantom.load_brain_mask(grid)
+    for row in cheat.itertuples():
+        scan, without = (load_volume(tmp_path / name / row.path, grid).array for name in ("cheat", "plain"))
+        added = load_map(path.parent / row.shortcut, grid).array if isinstance(row.shortcut, str) else np.zeros_like(scan)
+        assert np.array_equal(scan, without + added) and not added[brain].any()
+        assert (tmp_path / "cheat" / row.truth).read_bytes()[10:] == (tmp_path / "plain" / row.truth).read_bytes()[10:]
+        assert added.any() == isinstance(row.shortcut, str)
+    before = snapshot(tmp_path / "cheat")
+    simulate_cohort(tmp_path / "cheat", shortcut={"kind": kind, "share": 0.75}, **options)
+    assert snapshot(tmp_path / "cheat") == before
+
+
+def test_folder_with_a_shortcut_is_not_taken_for_one_without(tmp_path):
+    simulate_cohort(tmp_path, scans=1, grid="mni_6mm", shortcut={"kind": "rim"})
+    with pytest.raises(phantom.PhantomError, match="shortcut {'kind': 'rim', 'strength': 1.0, 'share': 1.0} \\(not None\\)"):
+        simulate_cohort(tmp_path, scans=1, grid="mni_6mm")
+    for wrong, words in (({"kind": "halo"}, "noise"), ({"kind": "rim", "share": 2}, "share"), ({"kind": "rim", "size": 2}, "size"), ("rim", "Describe it like")):
+        with pytest.raises(phantom.PhantomError, match=words):
+            simulate_cohort(tmp_path / "new", scans=1, grid="mni_6mm", shortcut=wrong)
+    assert not (tmp_path / "new").exists()

@@ -68,13 +68,13 @@ def draw_patients(
 ) -> dict[str, float]:        # degree of each person that is changed
     "Draw who becomes a patient; raises `AtrophyError` for numbers out of range, or where a group would be empty."
     if not 0 < degree <= 1 or spread < 0 or degree - spread < 0 or degree + spread > 1:
-        raise AtrophyError(f"The degree is {degree:g} with a spread of {spread:g}: a fraction of grey matter from above 0 to 1 is expected, also after "
-                           "the spread.")
+        raise AtrophyError(f"The degree is {degree:g} with a spread of {spread:g}: a fraction of grey matter from above 0 to 1 is expected, "
+                           "also after the spread.")
     people = sorted(set(subjects))
     count = round(share * len(people))
     if not 0 < share < 1 or not 0 < count < len(people):
-        raise AtrophyError(f"The share is {share:g}: of {len(people)} persons {count} would be changed. Choose a share between 0 and 1 that leaves both "
-                           "patients and controls.")
+        raise AtrophyError(f"The share is {share:g}: of {len(people)} persons {count} would be changed. Choose a share between 0 and 1 that leaves "
+                           "both patients and controls.")
     rng = np.random.default_rng(seed)
     chosen = sorted(rng.permutation(people)[:count].tolist())
     return {person: degree + spread * float(rng.uniform(-1, 1)) for person in chosen}
@@ -155,7 +155,8 @@ def simulate_atrophy(
 ) -> Path:                         # table of the new cohort, `participants.tsv`
     "Put atrophy into some controls of a cohort, or go on with it; raises `AtrophyError` for scans of others and for a folder of something else."
     if others := [group for group in cohort.groups if group not in controls]:
-        raise AtrophyError(f"Atrophy is put into scans of controls ({', '.join(controls)}), but there are scans of {', '.join(others)}. Leave them out.")
+        raise AtrophyError(f"Atrophy is put into scans of controls ({', '.join(controls)}), but there are scans of {', '.join(others)}. "
+                           "Leave them out.")
     folder, loaded = Path(folder).expanduser(), load_atlas(atlas, cohort.grid)
     weights, patients = atrophy_weights(loaded, regions, cohort.grid, edge), draw_patients(cohort.table.subject, degree, share, spread, seed)
     sources = [[path, (stat := os.stat(path)).st_size, stat.st_mtime_ns] for path in cohort.table.path]

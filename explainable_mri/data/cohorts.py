@@ -339,8 +339,8 @@ def _normalise(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     table = table.copy()
     absolute: Callable[[str], str] = lambda path: str((folder / Path(path).expanduser()).absolute())
     table["path"] = table["path"].map(absolute, na_action="ignore")
-    if "truth" in table:  # the map of a scan's true atrophy, where it is known
-        table["truth"] = table["truth"].map(lambda path: absolute(path) if str(path).endswith((".nii", ".nii.gz")) else path, na_action="ignore")
+    for name in [name for name in ("truth", "shortcut") if name in table]:  # maps of what is known of a simulated scan
+        table[name] = table[name].map(lambda path: absolute(path) if str(path).endswith((".nii", ".nii.gz")) else path, na_action="ignore")
     if "session" not in table:
         table["session"] = "1"
     return table
