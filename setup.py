@@ -26,7 +26,8 @@ class BuildWithNotebooks(build_py):
             self.copy_file(str(here / "nbs" / f"{name}.ipynb"), f"{self.build_lib}/explainable_mri/notebooks/{name}.ipynb")
 
 
-notebook, preprocess, sweep, report = (requirements(f"{name}_requirements") for name in ("notebook", "preprocess", "sweep", "report"))
+notebook, preprocess, sweep, report, viewer = (
+    requirements(f"{name}_requirements") for name in ("notebook", "preprocess", "sweep", "report", "viewer"))
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -50,7 +51,7 @@ setup(
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
     extras_require={"notebook": notebook, "preprocess": preprocess, "sweep": sweep, "report": report,
-                    "dev": notebook + preprocess + sweep + report + requirements("dev_requirements")},
+                    "viewer": viewer, "dev": notebook + preprocess + sweep + report + viewer + requirements("dev_requirements")},
     entry_points={"console_scripts": requirements("console_scripts"),
                   "nbdev": ["explainable_mri=explainable_mri._modidx:d"]},
     cmdclass={"build_py": BuildWithNotebooks},

@@ -76,9 +76,11 @@ def bfloat16_instructions() -> str:
 
 
 def table(rows: list[dict], arguments: argparse.Namespace) -> str:
-    "The section of RESULTS.md."
-    lines = ["## Training", "", f"A step on {arguments.threads} threads: 20 scans of 100 × 120 × 100 voxels; {arguments.rounds} rounds of "
-             f"{arguments.steps} steps in turn; an epoch: {arguments.epoch} scans. `python benchmarks/training.py` makes this table. "
+    "The section of RESULTS.md for a network."
+    epoch = f"; an epoch: {arguments.epoch} scans" if arguments.epoch else ""
+    lines = [f"## Training: {rows[0]['network']}", "",
+             f"A step on {arguments.threads} threads: 20 scans of 100 × 120 × 100 voxels; {arguments.rounds} rounds of {arguments.steps} "
+             f"steps in turn{epoch}. `python benchmarks/training.py` makes this table. "
              f"Load of the machine while it was made: {os.getloadavg()[1]:.1f}. {bfloat16_instructions()}"
              + "".join(f" {name} was left out." for name in arguments.without), "",
              "| network | who | fastest step | median | of Keras's fastest | epoch |", "|---|---|---:|---:|---:|---:|"]
@@ -97,12 +99,12 @@ def main() -> None:
     parser.add_argument("--no-write", action="store_true", help="print the table without changing RESULTS.md")
     arguments = parser.parse_args()
     python = make_environments()
-    rows = [row for network in arguments.networks
-            for row in compare(network, python, arguments.rounds, arguments.steps, arguments.epoch, arguments.threads, arguments.without)]
-    text = table(rows, arguments)
-    print(text)
-    if not arguments.no_write:
-        write_section("training", text)
+    for network in arguments.networks:
+        rows = compare(network, python, arguments.rounds, arguments.steps, arguments.epoch, arguments.threads, arguments.without)
+        text = table(rows, arguments)
+        print(text)
+        if not arguments.no_write:
+            write_section(f"training-{network}", text)
 
 
 if __name__ == "__main__":

@@ -8,5 +8,6 @@ from .explainers.lrp import LRP as LRP
 from .inference import Explanation as Explanation, Model as Model, Prediction as Prediction, explain as explain, load_model as load_model
 from .models.keras import load_keras as load_keras
 from .registry import EXPLAINERS as EXPLAINERS, NETWORKS as NETWORKS
+from .viewer.widget import view as view
 
 __version__: str

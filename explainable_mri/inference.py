@@ -15,7 +15,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from .analysis.regions import region_table
+from .analysis.wscores import NormativeModel, parse_norms, read_norms
 from .config import CacheConfig, Component
 from .data.atlases import load_atlas
 from .data.axes import Axes, get_axes
@@ -108,11 +109,11 @@ class Explanation:
     layer: str | None = None   # the layer at which the method looks, where it looks at one
     covariates: dict[str, float] = field(default_factory=dict)  # relevance of each covariate that the network sees beside the scan
     person: dict[str, Any] = field(default_factory=dict)  # the covariates of the scan, as they were given
-    network: dict[str, Any] = field(default_factory=dict)  # the network's kind, file, hash and training, and what calibrated it
+    network: dict[str, Any] = field(default_factory=dict)  # its kind, file, hash and training, and what calibrated it
+    norms: NormativeModel | None = None  # what volumes of regions are to be expected; None: not known
 
     def __repr__(self) -> str:
-        size = " x ".join(map(str, self.relevance.shape))
-        sums = f"; {self.check}" if self.check else ""
+        size, sums = " x ".join(map(str, self.relevance.shape)), f"; {self.check}" if self.check else ""
         return f"Explanation({self.method} for {self.target}, {size} voxels; {self.prediction}{sums}{_count_notes(self.notes)})"
 
     @property
@@ -153,6 +154,16 @@ class Explanation:
         from explainable_mri.report.scan import write_scan_report
 
         return write_scan_report(self, path, **options)
+
+# %% ../nbs/59_inference.ipynb #bc4e4b5f
+def _view(explanation: Explanation, **options: Any) -> Any:
+    "Look through the map in a notebook; `options` are those of `view_explanation`: scale, atlas, language, theme, threshold, crosshair, ..."
+    from explainable_mri.viewer.widget import view_explanation
+
+    return view_explanation(explanation, **options)
+
+
+Explanation.view = _view
 
 # %% ../nbs/59_inference.ipynb #45122683
 class OnGrid(nn.Module):
@@ -257,13 +268,13 @@ class Model:
         provenance: Mapping[str, Any] | None = None,  # where it comes from: file, epoch, metrics, configuration
         covariates: SecondInput | None = None,  # how covariates become a second input of the network; None: the scan is its only one
         calibration: Calibration | None = None,  # how a probability becomes a likelihood, for two classes; None: it does not
+        norms: NormativeModel | None = None,  # what volumes of regions are to be expected of controls; None: not known
     ):
         if not isinstance(network, nn.Module):
             raise ModelError(f"A model needs a PyTorch network (torch.nn.Module), not {type(network).__name__}. "
                              "A file is read by load_model.")
-        self.grid, self.task, self.residuals = get_grid(grid), _task(classes, task), residuals
-        self.axes = get_axes(axes)
-        self.covariates, self.calibration = covariates, calibration
+        self.grid, self.task, self.residuals, self.axes = get_grid(grid), _task(classes, task), residuals, get_axes(axes)
+        self.covariates, self.calibration, self.norms = covariates, calibration, norms
         self.network = network if self.axes.is_identity else OnGrid(network, self.axes)
         if covariates is not None:
             self.network = OneInput(network, len(covariates.columns), None if self.axes.is_identity else self.axes.to_network)
@@ -462,7 +473,8 @@ def _check_covariates(model: Model, given: Mapping[str, Any]) -> list[str]:
     for name in surplus:
         if name not in LIMITS and (near := difflib.get_close_matches(str(name), needed, n=1, cutoff=0.75)):
             raise ModelError(f"The model knows no covariate '{name}'. Did you mean '{near[0]}'? It uses {', '.join(needed)}.")
-    return [f"The covariate '{name}' is not used: the model has no use for it." for name in surplus]
+    wanted = model.norms.covariates if model.norms else {}  # to tell what volumes are to be expected
+    return [f"The covariate '{name}' is not used: the model has no use for it." for name in surplus if name not in wanted]
 
 # %% ../nbs/59_inference.ipynb #16a20f10
 _FAR = 4  # standard deviations from the mean of those whom the residual model was fitted on
@@ -531,7 +543,8 @@ def _scan_behind(model: Model, one: _OneScan) -> torch.Tensor:
 
 def _describe_network(model: Model) -> dict[str, Any]:
     "Which network it is, and on how many scans it was calibrated."
-    known = {name: model.provenance[name] for name in ("experiment", "fold", "file", "sha256", "epoch") if model.provenance.get(name) is not None}
+    names = ("experiment", "fold", "file", "sha256", "epoch", "threshold")
+    known = {name: model.provenance[name] for name in names if model.provenance.get(name) is not None}
     calibration = model.calibration and {"method": model.calibration.method, "scans": model.calibration.scans, "persons": model.calibration.persons}
     return {"kind": type(model.plain_network).__name__, **known, **({"calibration": calibration} if calibration else {})}
 
@@ -558,7 +571,7 @@ def explain_scan(
     behind = {"scans": _scan_behind(model, one)} if method == "occlusion" and model.residuals is not None and "scans" not in params else {}
     found = next(explain_maps(model, one.maps, method, chosen, 1, one.covariates, **params, **behind))
     return Explanation(Volume(found.relevance, model.grid), one.volume, prediction, chosen, method, params, found.check, found.layer,
-                       found.covariates, dict(covariates or {}), _describe_network(model))
+                       found.covariates, dict(covariates or {}), _describe_network(model), model.norms)
 
 
 Model.predict, Model.explain = predict_scan, explain_scan
@@ -606,7 +619,7 @@ def save_model(
         raise ModelError("This network cannot be saved with its model, because nothing says how it is built. Register what builds it, "
                          "@NETWORKS.register('mine'), and give Model(..., component=Component(name='mine')).")
     extra = {**describe_model(model.grid, model.axes, model.residuals, model.covariates), "provenance": model.provenance,
-             "calibration": model.calibration and calibration_values(model.calibration)}
+             "calibration": model.calibration and calibration_values(model.calibration), "norms": model.norms and asdict(model.norms)}
     return save_checkpoint(Checkpoint(network, component, model.axes_shape, model.task, extra=extra), path)
 
 
@@ -628,21 +641,32 @@ def _from_checkpoint(path: Path) -> Model:
         fitted = None if residuals is None else ResidualModel.from_state_dict(residuals)
         second = SecondInput.from_state_dict(extra["covariates"]) if extra.get("covariates") else None
         calibration = read_calibration(extra["calibration"]) if extra.get("calibration") else None
+        norms = parse_norms(extra["norms"], path) if extra.get("norms") else None
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} does not say on which grid, or with which residual model, its network works ({error}). Train again.") from None
     provenance = {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "epoch": checkpoint.epoch,
                   "metrics": checkpoint.metrics, **extra.get("provenance", {})}
     return Model(checkpoint.network, grid, task=checkpoint.task, axes=axes, residuals=fitted, component=checkpoint.component,
-                 provenance=provenance, covariates=second, calibration=calibration)
+                 provenance=provenance, covariates=second, calibration=calibration, norms=norms)
+
+# %% ../nbs/59_inference.ipynb #128ff30a
+def _own_file(folder: Path, name: str) -> Path | None:
+    "A file of a trained fold, or None where there is none; raises `ModelError` for one that was changed."
+    path = folder / name
+    if not path.exists():
+        return None
+    if (folder / "files.json").exists() and read_json(folder / "files.json").get(name) != hash_file(path):
+        raise ModelError(f"{path} is not the file that was written there when the fold was finished. Restore it, or train again.")
+    return path
 
 
-def _add_calibration(model: Model, folder: Path) -> Model:
-    "Give the model of a trained fold its calibration, where that is what was written there."
-    path = folder / "calibration.json"
-    if path.exists():
-        if (folder / "files.json").exists() and read_json(folder / "files.json").get(path.name) != hash_file(path):
-            raise ModelError(f"{path} is not the file that was written there when the fold was finished. Restore it, or train again.")
-        model.calibration = read_calibration(read_json(path))
+def _complete(model: Model, folder: Path) -> Model:
+    "Give the model of a trained fold its calibration and its norms."
+    if path := _own_file(folder, "calibration.json"):
+        values = read_json(path)
+        model.calibration, model.provenance["threshold"] = read_calibration(values), values["threshold"]
+    if path := _own_file(folder, "norms.json"):
+        model.norms = read_norms(path)
     return model
 
 
@@ -668,7 +692,7 @@ def load_model(
     path = Path(path)
     if path.is_dir():
         if (path / "best.ckpt").exists():
-            return _add_calibration(_from_checkpoint(path / "best.ckpt"), path)
+            return _complete(_from_checkpoint(path / "best.ckpt"), path)
         if (path / "network.json").exists():
             return _from_keras(load_network(path), path, grid, classes)
         raise ModelError(f"{path} holds no model: neither best.ckpt, of a trained fold, nor network.json, of import-keras.")

@@ -35,12 +35,13 @@ LAYERS = {
     "models": EXPERIMENT | {"data.axes", "data.volumes"},
     "training": EXPERIMENT | {"models", "data.datasets"},
     "analysis": EXPERIMENT | {"data"},
-    "inference": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "report.figures", "report.scan", "evaluation.calibration"},  # report.scan: what Explanation.report calls
+    "inference": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "report.figures", "report.scan", "viewer.widget", "evaluation.calibration"},  # report.scan, viewer.widget: what Explanation.report and .view call
     "evaluation": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "inference"},
     "report": EXPERIMENT | {"data", "analysis", "evaluation", "inference"},
     "preprocessing": EXPERIMENT | {"data", "report"},
     "experiments": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "evaluation", "inference", "report", "preprocessing"},
-    "cli": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "evaluation", "inference", "report", "preprocessing", "experiments"},
+    "viewer": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "evaluation", "inference", "report", "preprocessing", "experiments"},
+    "cli": EXPERIMENT | {"data", "models", "training", "explainers", "analysis", "evaluation", "inference", "report", "preprocessing", "experiments", "viewer"},
 }
 
 

@@ -31,6 +31,7 @@ from ..evaluation.calibration import LIKELIHOOD
 from ..evaluation.summaries import calibration_table, metric_table, subgroup_table
 from .explain import control_scale
 from .folder import SCAN, all_covariates, fold_number, read_scans, trained_folds, write_table
+from .neighbours import cases_like
 from .report import recorded_config
 from ..explainers.base import ExplanationWarning
 from ..files import hash_file, read_json, remove_partials, safe_name, write_json
@@ -269,7 +270,7 @@ def choose_answering(
     return Answering(method, params, target, language, scale)
 
 # %% ../../nbs/88_evaluate.ipynb #5ccb7686
-def _answer(model: Model, scan: NewScan, name: str, out: Path, how: Answering) -> dict[str, Any]:
+def _answer(path: Path, model: Model, scan: NewScan, name: str, out: Path, how: Answering) -> dict[str, Any]:
     "Predict a scan, explain it and report on it where that is asked for, as a row."
     if how.method is None:
         prediction, extra = model.predict(scan.path, scan.covariates), {}
@@ -283,7 +284,9 @@ def _answer(model: Model, scan: NewScan, name: str, out: Path, how: Answering) -
         extra = {"target": found.target, "relevance_map": str(save_volume(found.relevance.array, out / f"{name}_relevance.nii.gz", model.grid))}
         if how.language is not None:
             title = Path(scan.source).name.removesuffix(".gz").removesuffix(".nii")
-            report = replace(found, prediction=prediction).report(out / f"{name}_report.html", language=how.language, scale=how.scale, title=title)
+            cases = cases_like(path, model, pd.DataFrame([{"path": scan.path, **scan.covariates}]))
+            report = replace(found, prediction=prediction).report(out / f"{name}_report.html", language=how.language, scale=how.scale, title=title,
+                                                                  cases=cases)
             extra["report"] = str(report)
     values = prediction_table(model.task, np.array([prediction.values])).iloc[0].to_dict()
     likelihood = dict(zip(LIKELIHOOD, prediction.likelihood)) if prediction.likelihood else {}
@@ -297,7 +300,7 @@ def _is_done(done: dict[str, Any], made_from: dict[str, Any]) -> bool:
             and all(Path(done["row"][key]).is_file() for key in ("relevance_map", "report") if key in done["row"]))
 
 
-def _keep_answer(model: Model, scan: NewScan, out: Path, how: Answering) -> dict[str, Any]:
+def _keep_answer(path: Path, model: Model, scan: NewScan, out: Path, how: Answering) -> dict[str, Any]:
     "The answer for a scan: the one that is kept in `out`, or a new one, which then is."
     name = safe_name(str(Path(scan.path).resolve()).strip("/"))
     made_from = {"scan": {key: str(value) for key, value in asdict(scan).items()}, "model": model.provenance.get("sha256"), **how.values,
@@ -305,7 +308,7 @@ def _keep_answer(model: Model, scan: NewScan, out: Path, how: Answering) -> dict
     done = read_json(out / f"{name}.json") if (out / f"{name}.json").exists() else {}
     if not _is_done(done, made_from):
         try:
-            row = _answer(model, scan, name, out, how)
+            row = _answer(path, model, scan, name, out, how)
         except (ExplainableMRIError, OSError) as error:
             row = {"path": scan.source, "error": str(error)}
         done = {"made_from": made_from, "row": row}
@@ -338,7 +341,7 @@ def predict_scans(
                 scans, failed = prepare_new(model, source, covariates, out / "prepared" / safe_name(source.strip("/")), recipe)
             except (ExplainableMRIError, OSError, ImportError) as error:
                 scans, failed = [], {"": str(error)}
-        rows += [_keep_answer(model, scan, out, how) for scan in scans]
+        rows += [_keep_answer(Path(path), model, scan, out, how) for scan in scans]
         rows += [{"path": source, "error": f"{name}: {error}" if name else error} for name, error in failed.items()]
     found = pd.DataFrame(rows)
     write_table(found, out / "predictions.csv")

@@ -8,6 +8,7 @@ __all__ = ['slides_of', 'write_slides']
 # %% ../../nbs/73_slides.ipynb #e140fe1f
 import base64
 import io
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ def slides_of(
 
 # %% ../../nbs/73_slides.ipynb #3062739b
 _WIDTH, _HEIGHT, _MARGIN = 13.333, 7.5, 0.6
+_PER_INCH = 10  # letters of a table
 
 
 def _write(slide: Any, words: Sequence[str], box: Sequence[float], size: float, bold: bool = False, color: str = "1C2530", align: str = "l") -> None:
@@ -87,25 +89,34 @@ def _place_picture(slide: Any, block: Figure) -> None:
         _write(slide, [block.caption], (_MARGIN, 1.3 + scale * height, _WIDTH - 2 * _MARGIN, 0.8), 13, color="5B6875")
 
 # %% ../../nbs/73_slides.ipynb #ca6e253a
+def _widths(rows: Sequence[Sequence[str]]) -> list[float]:
+    "Widths of columns in inches, by their longest cells and words."
+    longest = [max([8, *(min(len(cell), 60) for cell in column[1:]), *(len(word) + 2 for cell in column for word in cell.split())])
+               for column in zip(*rows)]
+    return [(_WIDTH - 2 * _MARGIN) * one / sum(longest) for one in longest]
+
+
 def _place_table(slide: Any, block: Table) -> None:
     "Place a table that is one, its numbers to the right, its caption below."
     from pptx.enum.text import PP_ALIGN
     from pptx.util import Inches, Pt
 
-    header, rows = block.header, block.rows
-    box = map(Inches, (_MARGIN, 1.2, _WIDTH - 2 * _MARGIN, 0.34 * (len(rows) + 1)))
-    shape = slide.shapes.add_table(len(rows) + 1, len(header), *box)
-    longest = [max(len(cell) for cell in (name, *(row[column] for row in rows))) for column, (name, _) in enumerate(header)]
-    shares = [min(max(one, 6), 60) for one in longest]
-    for column, (name, number) in enumerate(header):
-        shape.table.columns[column].width = Inches((_WIDTH - 2 * _MARGIN) * shares[column] / sum(shares))
-        for row, text in enumerate([name, *(values[column] for values in rows)]):
-            cell = shape.table.cell(row, column)
+    named = any(name for name, _ in block.header)  # a list of facts has no headings
+    rows = [[name for name, _ in block.header]] * named + block.rows
+    widths = _widths(rows if named else [[""] * len(block.header), *rows])
+    lines = [max(math.ceil(max(len(cell), 1) / (_PER_INCH * width)) for cell, width in zip(row, widths)) for row in rows]
+    height = sum(0.14 + 0.19 * one for one in lines)
+    shape = slide.shapes.add_table(len(rows), len(widths), *map(Inches, (_MARGIN, 1.2, _WIDTH - 2 * _MARGIN, height)))
+    shape.table.first_row = named
+    for number, (row, one) in enumerate(zip(rows, lines)):
+        shape.table.rows[number].height = Inches(0.14 + 0.19 * one)
+        for column, (text, width, (_, numeric)) in enumerate(zip(row, widths, block.header)):
+            shape.table.columns[column].width, cell = Inches(width), shape.table.cell(number, column)
             cell.text, cell.margin_top, cell.margin_bottom = text, Inches(0.03), Inches(0.03)
             paragraph = cell.text_frame.paragraphs[0]
-            paragraph.font.size, paragraph.alignment = Pt(12), PP_ALIGN.RIGHT if number else PP_ALIGN.LEFT
+            paragraph.font.size, paragraph.alignment = Pt(11), PP_ALIGN.RIGHT if numeric else PP_ALIGN.LEFT
     if block.caption:
-        _write(slide, [block.caption], (_MARGIN, 1.3 + 0.34 * (len(rows) + 1), _WIDTH - 2 * _MARGIN, 0.8), 12, color="5B6875")
+        _write(slide, [block.caption], (_MARGIN, 1.3 + height, _WIDTH - 2 * _MARGIN, 0.8), 12, color="5B6875")
 
 
 def _place_numbers(slide: Any, block: KeyFigures, top: float) -> None:
@@ -114,7 +125,7 @@ def _place_numbers(slide: Any, block: KeyFigures, top: float) -> None:
     for number, (label, value, remark) in enumerate(block.figures):
         left = _MARGIN + number * width
         _write(slide, [label], (left, top, width - 0.2, 0.4), 14, color="5B6875")
-        _write(slide, [value], (left, top + 0.35, width - 0.2, 0.8), 32, bold=True)
+        _write(slide, [value], (left, top + 0.35, width - 0.2, 0.8), min(32, 100 * (width - 0.2) / max(len(value), 1)), bold=True)
         _write(slide, [remark], (left, top + 1.1, width - 0.2, 0.8), 12, color="5B6875")
 
 # %% ../../nbs/73_slides.ipynb #3b6ed80c
