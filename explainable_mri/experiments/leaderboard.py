@@ -6,7 +6,7 @@
 __all__ = ['CONTROLS', 'RUNS', 'POINTS', 'QUESTIONS', 'Method', 'board_methods', 'board_scans', 'Board', 'make_board',
            'replace_residuals', 'measure_method', 'board_table', 'against', 'plot_board', 'Leaderboard', 'leaderboard']
 
-# %% ../../nbs/94_leaderboard.ipynb #70f1a11f
+# %% ../../nbs/94_leaderboard.ipynb #9ae966f3
 import copy
 import time
 import warnings
@@ -41,7 +41,7 @@ from ..inference import Model, load_model
 from ..registry import EXPLAINERS
 from ..tasks import output_index
 
-# %% ../../nbs/94_leaderboard.ipynb #a05f7119
+# %% ../../nbs/94_leaderboard.ipynb #7a6743f8
 @dataclass(frozen=True)
 class Method:
     "An explainer on the board."
@@ -79,7 +79,7 @@ def board_methods(
         raise ConfigError(f"There is no method '{unknown[0]}' on the board. {suggest(unknown[0], methods)}")
     return methods if names is None else {name: methods[name] for name in names}
 
-# %% ../../nbs/94_leaderboard.ipynb #104a9dd6
+# %% ../../nbs/94_leaderboard.ipynb #7bbee979
 def board_scans(
     config: ExperimentConfig,  # the experiment: task, and the class that is explained
     scans: pd.DataFrame,       # test scans with their predictions
@@ -100,7 +100,7 @@ def board_scans(
                           "Train longer, or take a larger cohort.")
     return chosen.sort_index().reset_index(drop=True)
 
-# %% ../../nbs/94_leaderboard.ipynb #e9e7200d
+# %% ../../nbs/94_leaderboard.ipynb #07fc971c
 @dataclass(eq=False)
 class _Runs:
     "A method applied to residual maps, through the model, with Captum's protocol."
@@ -137,7 +137,7 @@ class Board:
         "The output that is explained."
         return output_index(self.model.task, self.target)
 
-# %% ../../nbs/94_leaderboard.ipynb #aebdb820
+# %% ../../nbs/94_leaderboard.ipynb #89b56294
 POINTS = 6  # points of a perturbation curve
 
 
@@ -173,7 +173,7 @@ def replace_residuals(
     plain.residuals, plain._explainers = None, {}
     return plain
 
-# %% ../../nbs/94_leaderboard.ipynb #227c76f3
+# %% ../../nbs/94_leaderboard.ipynb #5f58447e
 def _located(board: Board, scan: pd.Series, relevance: np.ndarray) -> dict[str, float]:
     "Where a map lies, if the truth of the scan is known."
     if not isinstance(scan.get("truth"), str):
@@ -219,6 +219,177 @@ def measure_method(
                      "perturbation_span": float(first[number] - last[number]), "infidelity": float(missed[number]),
                      **(steady[number] if number < len(steady) else {})})
     return pd.DataFrame(rows)
+
+# %% ../../nbs/94_leaderboard.ipynb #589ad3a1
+QUESTIONS = {  # measure -> (what it asks, whether more is better)
+    "average_precision": ("where the atrophy is", True),
+    "perturbation": ("the logit falls when it is taken away, beyond chance", True),
+    "infidelity": ("foretells random removals", False),
+    "sensitivity": ("stays when the scan is disturbed", False),
+    "after_randomisation": ("stays when the network is drawn anew", False),
+}
+_FACTS = ("subject", "session", "group", "network", "cohort", "method")
+
+
+def _wide(rows: pd.DataFrame, measures: list[str]) -> pd.DataFrame:
+    "A row a scan, a column a measure and method, so that persons are drawn for all methods alike."
+    index = [name for name in _FACTS if name in rows and name != "method"]
+    wide = rows.pivot(index=index, columns="method", values=measures)
+    wide.columns = [f"{measure} {method}" for measure, method in wide.columns]
+    return wide.reset_index()
+
+
+def board_table(
+    rows: pd.DataFrame,       # from `measure_method`, of all methods
+    replicates: int = 1000,   # draws of persons
+    seed: int = 0,            # seed of the draws
+) -> pd.DataFrame:            # method, control, mean_rank, scans, each measure with _low and _high; best first
+    "Means of all measures by method, with intervals over persons, in the order of the mean rank over the questions."
+    measures, table = [name for name in rows if name not in _FACTS], []
+    wide = _wide(rows, measures)
+    ends = bootstrap_intervals(lambda drawn: drawn[drawn.columns.difference(_FACTS)].mean().to_dict(), wide, replicates, seed=seed)
+    for name, own in rows.groupby("method", sort=False):
+        row = {"method": name, "control": name in CONTROLS, "scans": len(own)}
+        for measure in measures:
+            low, high = ends[f"{measure} {name}"]
+            row |= {measure: own[measure].mean(), f"{measure}_low": low, f"{measure}_high": high}
+        table.append(row)
+    table = pd.DataFrame(table)
+    asked = {name: more for name, (_, more) in QUESTIONS.items() if name in table}
+    size = table["after_randomisation"].abs() if "after_randomisation" in table else None
+    ranks = pd.DataFrame({name: (size if name == "after_randomisation" else table[name]).rank(ascending=not more, na_option="keep")
+                          for name, more in asked.items()})
+    table.insert(2, "mean_rank", ranks.mean(axis=1))
+    return table.sort_values("mean_rank", kind="stable").reset_index(drop=True)
+
+
+def against(
+    rows: pd.DataFrame,      # from `measure_method`, of all methods
+    measure: str,            # a measure, such as average_precision
+    other: str,              # the method that the others are compared with
+    replicates: int = 1000,  # draws of persons
+    seed: int = 0,           # seed of the draws
+) -> pd.DataFrame:           # method, difference, low, high; a row each other method
+    "The difference of each method to another on the same scans, with its interval over persons; raises `ConfigError` for an unknown method."
+    if other not in set(rows.method):
+        raise ConfigError(f"'{other}' is not on the board. {suggest(other, rows.method.unique())}")
+    wide = _wide(rows, [measure]).rename(columns=lambda name: name.removeprefix(f"{measure} "))
+    methods = [name for name in rows.method.unique() if name != other]
+    differences = wide[methods].sub(wide[other], axis=0)
+    ends = bootstrap_intervals(lambda drawn: drawn[methods].mean().to_dict(), differences.join(wide[["subject", "group"]]), replicates, seed=seed)
+    return pd.DataFrame([{"method": name, "difference": differences[name].mean(), "low": ends[name][0], "high": ends[name][1]} for name in methods])
+
+# %% ../../nbs/94_leaderboard.ipynb #3028a56d
+def plot_board(
+    table: pd.DataFrame,         # from `board_table`
+    measures: Sequence[str] | None = None,  # panels; None: the questions that were asked
+    title: str | None = None,    # title
+) -> Figure:                     # the figure; controls are grey
+    "Draw the means of all methods with their intervals, best mean rank on top."
+    measures = [name for name in measures or QUESTIONS if name in table and table[name].notna().any()]
+    figure = Figure(figsize=(2.0 + 1.75 * len(measures), 1.2 + 0.19 * len(table)), dpi=80)
+    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    colors = np.where(table.control, "#999999", "#0072B2")
+    for ax, name in zip(axes, measures):
+        ax.hlines(range(len(table)), table[f"{name}_low"], table[f"{name}_high"], colors=colors, linewidth=1.2)
+        ax.scatter(table[name], range(len(table)), c=colors, s=12, zorder=3)
+        ax.set_title(f"{name.replace('_', ' ')}\n({'more' if QUESTIONS.get(name, ('', True))[1] else 'less'} is better)", fontsize=8)
+        if name == "sensitivity":
+            ax.set_xscale("symlog", linthresh=0.1)  # from no change to many times the map
+        ax.tick_params(labelsize=7)
+        ax.grid(axis="x", linewidth=0.4)
+    axes[0].set(yticks=range(len(table)), yticklabels=table.method, ylim=(len(table) - 0.5, -0.5))
+    if title:
+        figure.suptitle(title, fontsize=9)
+    figure.tight_layout()
+    return figure
+
+# %% ../../nbs/94_leaderboard.ipynb #149bdac5
+@dataclass(frozen=True)
+class Leaderboard:
+    "A leaderboard as it was written to a folder."
+
+    folder: Path         # leaderboard.csv, .tex and .png, scans.csv, and a table a method in methods/
+    table: pd.DataFrame  # from `board_table`
+    rows: pd.DataFrame   # a row a method and scan
+    notes: list[str]     # who could not take part, and why
+
+    def __str__(self) -> str:
+        shown = ["method", "mean_rank", *(name for name in QUESTIONS if name in self.table), "seconds"]
+        notes = [f"Note: {note}" for note in self.notes]
+        return "\n".join([self.table[shown].round(3).to_string(index=False), *notes, f"Leaderboard: {self.folder}"])
+
+
+def _measured(board: Board, name: str, method: Method, place: Path, settings: dict[str, Any]) -> tuple[pd.DataFrame, str | None]:
+    "The rows of a method, from its table where that is there, and why there are none."
+    path, record = place / f"{safe_name(name)}.csv", place / f"{safe_name(name)}.json"
+    if record.exists() and (done := read_json(record)).get("settings") == settings:
+        if done["why"] is not None:
+            return pd.DataFrame(), done["why"]
+        if path.exists() and hash_file(path) == done["sha256"]:
+            return pd.read_csv(path, dtype=dict.fromkeys(_FACTS, str), keep_default_na=False, na_values=[""]), None
+    why = None
+    try:
+        rows = measure_method(board, name, method)
+        write_table(rows, path)
+    except (ExplainerError, ConfigError) as error:
+        rows, why = pd.DataFrame(), str(error)
+    write_json({"settings": settings, "why": why, "sha256": hash_file(path) if why is None else None}, record)
+    return rows, why
+
+
+def _training_maps(cohort: Cohort, trained: Path, model: Model, config: ExperimentConfig) -> tuple[pd.DataFrame, np.ndarray]:
+    "The training part of a fold, and what the network sees of it."
+    split = read_scans(trained / "split.csv")
+    keys = split[split.part == "train"][["subject", "session"]]
+    table = keys.merge(cohort.table, on=["subject", "session"], how="left")
+    return table, model.maps(table, cache=CacheConfig(dtype=config.cache.dtype))
+
+# %% ../../nbs/94_leaderboard.ipynb #6f195c44
+def _write_board(folder: Path, table: pd.DataFrame, rows: pd.DataFrame, title: str) -> None:
+    "Write table and figure."
+    write_table(rows, folder / "scans.csv")
+    write_table(table, folder / "leaderboard.csv")
+    short = table[["method", "mean_rank", *(name for name in QUESTIONS if name in table), "seconds"]]
+    with replacing(folder / "leaderboard.tex") as partial:
+        short.rename(columns=lambda name: name.replace("_", " ")).to_latex(partial, index=False, float_format="%.3f", escape=True, na_rep="")
+    with replacing(folder / "leaderboard.png") as partial:
+        plot_board(table, title=title).savefig(partial)
+
+
+def leaderboard(
+    config: ExperimentConfig,             # the experiment
+    fold: int = 1,                        # fold, counted from 1
+    methods: Sequence[str] | None = None,  # who takes part; None: everybody
+    scans: int = 12,                      # test scans, one a person
+) -> Leaderboard:                         # what was written to fold-N/leaderboard
+    "Measure methods on a trained fold; raises `ConfigError` where it is not trained, its files were changed, or a method is unknown."
+    check_experiment(config)
+    trained = config.folder / f"fold-{fold}"
+    if not (trained / "metrics.json").exists():
+        raise ConfigError(f"Fold {fold} of '{config.name}' is not trained. Run first: explainable-mri train CONFIG --fold {fold}")
+    check_seal(trained)
+    cohort, model, place = load_cohort(config), load_model(trained), trained / "leaderboard"
+    check_inputs(config, cohort, fold)
+    chosen = board_scans(config, _test_scans(trained, cohort), scans, config.seed)
+    training, seen = _training_maps(cohort, trained, model, config)
+    labels = np.asarray(config.task.labels(training)) == output_index(config.task, config.explanation.target)
+    board = make_board(config, model, chosen, seen[training.group.isin(config.task.control_groups)])
+    fixed = {"linear_weights": linear_weights(seen, labels), "t_map": t_map(seen, labels)}
+    board_of = board_methods(model.grid, float(np.ptp(board.inputs.numpy())), fixed, methods)
+    rows, notes = [], []
+    for name, method in progress_bar(board_of.items(), desc="Measuring", unit="method"):
+        params = {key: value if isinstance(value, (int, float, str)) else "map" for key, value in method.params.items()}
+        settings = {"weights": hash_file(trained / "best.ckpt"), "target": str(config.explanation.target), "params": params,
+                    "scans": [f"{one.subject} {one.session}" for one in chosen.itertuples()]}
+        found, why = _measured(board, name, method, place / "methods", settings)
+        rows, notes = [*rows, found], [*notes, *([] if why is None else [f"{name}: {why}"])]
+    if all(one.empty for one in rows):
+        raise ConfigError("No method can explain this network:\n" + "\n".join(notes))
+    rows = pd.concat([one for one in rows if len(one)], ignore_index=True)
+    table = board_table(rows, config.evaluation.replicates, config.seed)
+    _write_board(place, table, rows, f"{config.name}, fold {fold}: {len(chosen)} test scans")
+    return Leaderboard(place, table, rows, notes)
 
 # %% ../../nbs/94_leaderboard.ipynb #443fe641
 QUESTIONS = {  # measure -> (what it asks, whether more is better)
@@ -280,29 +451,6 @@ def against(
     return pd.DataFrame([{"method": name, "difference": differences[name].mean(), "low": ends[name][0], "high": ends[name][1]}
                          for name in differences])
 
-# %% ../../nbs/94_leaderboard.ipynb #7cc081dd
-def plot_board(
-    table: pd.DataFrame,         # from `board_table`
-    measures: Sequence[str] | None = None,  # panels; None: the questions that were asked
-    title: str | None = None,    # title
-) -> Figure:                     # the figure; controls are grey
-    "Draw the means of all methods with their intervals, best mean rank on top."
-    measures = [name for name in measures or QUESTIONS if name in table and table[name].notna().any()]
-    figure = Figure(figsize=(2.0 + 1.75 * len(measures), 1.2 + 0.19 * len(table)), dpi=80)
-    axes = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-    colors = np.where(table.control, "#999999", "#0072B2")
-    for ax, name in zip(axes, measures):
-        ax.hlines(range(len(table)), table[f"{name}_low"], table[f"{name}_high"], colors=colors, linewidth=1.2)
-        ax.scatter(table[name], range(len(table)), c=colors, s=12, zorder=3)
-        ax.set_title(f"{name.replace('_', ' ')}\n({'more' if QUESTIONS.get(name, ('', True))[1] else 'less'} is better)", fontsize=8)
-        ax.tick_params(labelsize=7)
-        ax.grid(axis="x", linewidth=0.4)
-    axes[0].set(yticks=range(len(table)), yticklabels=table.method, ylim=(len(table) - 0.5, -0.5))
-    if title:
-        figure.suptitle(title, fontsize=9)
-    figure.tight_layout()
-    return figure
-
 # %% ../../nbs/94_leaderboard.ipynb #c3247681
 @dataclass(frozen=True)
 class Leaderboard:
@@ -343,49 +491,3 @@ def _training_maps(cohort: Cohort, trained: Path, model: Model, config: Experime
     keys = split[split.part == "train"][["subject", "session"]]
     table = keys.merge(cohort.table, on=["subject", "session"], how="left")
     return table, model.maps(table, cache=CacheConfig(dtype=config.cache.dtype))
-
-# %% ../../nbs/94_leaderboard.ipynb #b043ec97
-def _write_board(folder: Path, table: pd.DataFrame, rows: pd.DataFrame, title: str) -> None:
-    "Write table and figure."
-    write_table(rows, folder / "scans.csv")
-    write_table(table, folder / "leaderboard.csv")
-    short = table[["method", "mean_rank", *(name for name in QUESTIONS if name in table), "seconds"]]
-    with replacing(folder / "leaderboard.tex") as partial:
-        short.rename(columns=lambda name: name.replace("_", " ")).to_latex(partial, index=False, float_format="%.3f", escape=True, na_rep="")
-    with replacing(folder / "leaderboard.png") as partial:
-        plot_board(table, title=title).savefig(partial)
-
-
-def leaderboard(
-    config: ExperimentConfig,             # the experiment
-    fold: int = 1,                        # fold, counted from 1
-    methods: Sequence[str] | None = None,  # who takes part; None: everybody
-    scans: int = 12,                      # test scans, one a person
-) -> Leaderboard:                         # what was written to fold-N/leaderboard
-    "Measure methods on a trained fold; raises `ConfigError` where it is not trained, its files were changed, or a method is unknown."
-    check_experiment(config)
-    trained = config.folder / f"fold-{fold}"
-    if not (trained / "metrics.json").exists():
-        raise ConfigError(f"Fold {fold} of '{config.name}' is not trained. Run first: explainable-mri train CONFIG --fold {fold}")
-    check_seal(trained)
-    cohort, model, place = load_cohort(config), load_model(trained), trained / "leaderboard"
-    check_inputs(config, cohort, fold)
-    chosen = board_scans(config, _test_scans(trained, cohort), scans, config.seed)
-    training, seen = _training_maps(cohort, trained, model, config)
-    labels = np.asarray(config.task.labels(training)) == output_index(config.task, config.explanation.target)
-    board = make_board(config, model, chosen, seen[training.group.isin(config.task.control_groups)])
-    fixed = {"linear_weights": linear_weights(seen, labels), "t_map": t_map(seen, labels)}
-    board_of = board_methods(model.grid, float(np.ptp(board.inputs.numpy())), fixed, methods)
-    rows, notes = [], []
-    for name, method in progress_bar(board_of.items(), desc="Measuring", unit="method"):
-        params = {key: value if isinstance(value, (int, float, str)) else "map" for key, value in method.params.items()}
-        settings = {"weights": hash_file(trained / "best.ckpt"), "target": str(config.explanation.target), "params": params,
-                    "scans": [f"{one.subject} {one.session}" for one in chosen.itertuples()]}
-        found, why = _measured(board, name, method, place / "methods", settings)
-        rows, notes = [*rows, found], [*notes, *([] if why is None else [f"{name}: {why}"])]
-    if all(one.empty for one in rows):
-        raise ConfigError("No method can explain this network:\n" + "\n".join(notes))
-    rows = pd.concat([one for one in rows if len(one)], ignore_index=True)
-    table = board_table(rows, config.evaluation.replicates, config.seed)
-    _write_board(place, table, rows, f"{config.name}, fold {fold}: {len(chosen)} test scans")
-    return Leaderboard(place, table, rows, notes)
