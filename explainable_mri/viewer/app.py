@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['open_collection', 'read_person', 'Reception', 'Page', 'show_page', 'server_options', 'serve']
 
-# %% ../../nbs/98_app.ipynb #60fe7173
+# %% ../../nbs/98_app.ipynb #7c889905
 import atexit
 import json
 import os
@@ -31,7 +31,7 @@ from .state import Collection, Subject, ViewerState
 from .uploads import Upload, Uploads, UploadError, sweep, uploads_root
 from .widget import Session, _widget_class
 
-# %% ../../nbs/98_app.ipynb #34ba0268
+# %% ../../nbs/98_app.ipynb #c47d72df
 def _covariates(row: Mapping[str, Any]) -> dict[str, Any]:
     "The covariates in a row of a table of scans."
     return {name: row[name] for name in ("age", "sex", "tiv", "field_strength") if name in row and not pd.isna(row[name])}
@@ -58,7 +58,7 @@ def open_collection(
     settings = next((read_json(path / "explanations" / "settings.json") for path in folds if (path / "explanations" / "settings.json").is_file()), {})
     return Collection(subjects, models, settings.get("explainer", {}).get("name", "lrp.sequential_preset_a"), atlas)
 
-# %% ../../nbs/98_app.ipynb #8911173c
+# %% ../../nbs/98_app.ipynb #6e66bcd2
 def read_person(
     given: Mapping[str, Any],  # what was typed: age, sex, tiv, field_strength; empty text where nothing was
 ) -> dict[str, Any]:           # covariates
@@ -111,7 +111,7 @@ class Reception:
             self.uploads.cancel()
             self.tell({"error": str(error)})
 
-# %% ../../nbs/98_app.ipynb #78dd37b9
+# %% ../../nbs/98_app.ipynb #5b2bb0fd
 def _begin(reception: Reception, message: Mapping[str, Any]) -> None:
     "A file is announced."
     if reception.work is not None and reception.work.is_alive():
@@ -153,7 +153,7 @@ def _cancel(reception: Reception) -> None:
         process.terminate()
     reception.tell({"cancelled": True})
 
-# %% ../../nbs/98_app.ipynb #891a6c84
+# %% ../../nbs/98_app.ipynb #db22c24f
 def _prepare(reception: Reception, upload: Upload, model: Any, person: dict[str, Any]) -> None:
     "Prepare a raw scan, and show it."
     begin, out, ended = time.monotonic(), reception.uploads.folder / f"{upload.path.name}.prepared", threading.Event()
@@ -179,7 +179,7 @@ def _prepare(reception: Reception, upload: Upload, model: Any, person: dict[str,
 
 Reception._begin, Reception._finish, Reception._cancel = _begin, _finish, _cancel
 
-# %% ../../nbs/98_app.ipynb #a6895784
+# %% ../../nbs/98_app.ipynb #f443ae24
 _FORM = """
 function render({ model, el }) {
   const make = (tag, attributes, ...children) => {
@@ -229,7 +229,7 @@ function render({ model, el }) {
 export default { render }
 """
 
-# %% ../../nbs/98_app.ipynb #89ce19e2
+# %% ../../nbs/98_app.ipynb #a69d5b3b
 _FORM_STYLE = """
 .xmri-upload { display: flex; flex-wrap: wrap; gap: .6rem .9rem; align-items: end; font: 14px/1.4 system-ui, "Segoe UI", Roboto, sans-serif;
   padding: .8rem 1rem;
@@ -270,7 +270,7 @@ def _form_class() -> type:
 
     return Form
 
-# %% ../../nbs/98_app.ipynb #bba218a5
+# %% ../../nbs/98_app.ipynb #83a85233
 class Page:
     "What a visitor sees: the form, and the viewer as soon as there is a scan."
 
@@ -308,7 +308,7 @@ def show_page() -> Any:  # the page, to be displayed
     settings = json.loads(os.environ["EXPLAINABLE_MRI_APP"])
     return Page(open_collection(settings["results"]), **settings["state"]).box
 
-# %% ../../nbs/98_app.ipynb #a028c808
+# %% ../../nbs/98_app.ipynb #d751b6c2
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _POLICY = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; style-src 'self' 'unsafe-inline'; "
            "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss: data: blob:; frame-ancestors 'none'")
@@ -327,7 +327,7 @@ def server_options(
         raise ConfigError("A token needs 16 signs or more. Leave it out, and one is made.")
     headers = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
     config = {"Voila": {"port": port, "ip": host, "token": token, "open_browser": False, "log_level": "ERROR",
-                        "tornado_settings": {"headers": headers}},
+                        "tornado_settings": {"headers": headers, "disable_check_xsrf": True}},  # or a page that is left cannot end its process
               "VoilaConfiguration": {"show_tracebacks": False},
               "MappingKernelManager": {"cull_idle_timeout": idle, "cull_interval": 60, "cull_connected": True}}
     name = host if host not in ("0.0.0.0", "::") else "THIS-MACHINE"
