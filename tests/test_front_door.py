@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 import explainable_mri as xm
@@ -84,6 +85,17 @@ def test_trained_fold_explains_a_scan(experiment, scan, tmp_path):
     saved = nib.load(result.save(tmp_path / "map.nii.gz"))
     assert saved.shape == nib.load(scan).shape and np.allclose(saved.affine, nib.load(scan).affine)
     assert np.array_equal(xm.load_volume(scan, model.grid).array, result.scan.array)
+
+
+def test_viewer_opens_on_a_trained_experiment(experiment):
+    pytest.importorskip("anywidget", reason="needs anywidget: pip install 'explainable-mri[viewer]'")
+    from explainable_mri.viewer.app import open_collection
+    from explainable_mri.viewer.widget import Session
+
+    collection, predicted = open_collection(experiment.folder), pd.read_csv(experiment.folder / "fold-1" / "predictions.csv")
+    assert len(collection.subjects) == len(predicted)  # each visit is a scan of its own
+    told = Session(collection).update({})
+    assert not told["message"] and "likelihood of MCI or AD is" in str(told)
 
 
 def test_anybodys_network(scan):

@@ -37,6 +37,17 @@ def _covariates(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in ("age", "sex", "tiv", "field_strength") if name in row and not pd.isna(row[name])}
 
 
+def _test_scans(fold: Path) -> pd.DataFrame:
+    "The test scans of a trained fold, with the covariates that were recorded when it was trained; no rows where there are none."
+    if not (fold / "predictions.csv").is_file():
+        return pd.DataFrame()
+    scans = read_scans(fold / "predictions.csv")
+    if not (fold / "split.csv").is_file():
+        return scans
+    known = read_scans(fold / "split.csv")
+    return scans.merge(known[["subject", "session", *(name for name in known if name not in scans)]], on=["subject", "session"], how="left")
+
+
 def open_collection(
     results: str | os.PathLike,  # folder of experiments, of one, or of a fold, or whatever `load_model` reads
     atlas: str = "aal",          # atlas of the regions
@@ -50,9 +61,8 @@ def open_collection(
     models = {path.relative_to(place).as_posix(): path for path in folds} or {place.name: place}
     subjects: dict[str, Subject] = {}
     for name, path in models.items():
-        table = read_scans(path / "predictions.csv").to_dict("records") if (path / "predictions.csv").is_file() else []
-        for row in table:
-            subject = f"{row.get('group', '')} {row.get('subject', Path(row['path']).name)}".strip()
+        for row in _test_scans(path).to_dict("records"):
+            subject = " ".join(str(row[name]) for name in ("group", "subject", "session") if not pd.isna(row.get(name))) or Path(row["path"]).name
             known = subjects[subject].models if subject in subjects else ()
             subjects[subject] = Subject(row["path"], _covariates(row), (*known, name))
     settings = next((read_json(path / "explanations" / "settings.json") for path in folds if (path / "explanations" / "settings.json").is_file()), {})
@@ -287,8 +297,8 @@ class Page:
         self.reception = Reception(self.uploads, collection, self.form.send, self.show)
         self.form.on_msg(lambda form, content, buffers: self.reception.hear(content, bytes(buffers[0]) if buffers else b""))
         self.box = widgets.VBox([self.form])
-        if collection.subjects:
-            self.show("")
+        if collection.subjects and (wrong := self.show("")):
+            self.box.children = [self.form, widgets.Label(wrong)]
 
     def show(self, subject: str) -> str:
         "Show a subject; returns what is wrong with it, or nothing."
@@ -306,6 +316,7 @@ class Page:
 def show_page() -> Any:  # the page, to be displayed
     "The page of the app that `serve` started, as its environment says."
     settings = json.loads(os.environ["EXPLAINABLE_MRI_APP"])
+    os.chdir(settings["folder"])  # where paths of scans begin
     return Page(open_collection(settings["results"]), **settings["state"]).box
 
 # %% ../../nbs/98_app.ipynb #d751b6c2
@@ -345,7 +356,7 @@ def serve(
     open_collection(results)
     ViewerState(**(state or {}))
     config, address = server_options(**options)
-    os.environ["EXPLAINABLE_MRI_APP"] = json.dumps({"results": str(Path(results).resolve()), "state": dict(state or {})})
+    os.environ["EXPLAINABLE_MRI_APP"] = json.dumps({"folder": os.getcwd(), "results": str(results), "state": dict(state or {})})
     with tempfile.TemporaryDirectory() as folder:
         notebook = Path(folder, "app.ipynb")
         notebook.write_text(_notebook(), encoding="utf-8")
