@@ -6,7 +6,7 @@ READY := .venv/ready
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test export docs readme clean
+.PHONY: help install demo app test export docs readme clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -22,6 +22,10 @@ demo: $(READY) ## simulate a cohort, train fold 1, explain its test scans, write
 	explainable-mri train $(CONFIG) --fold $(FOLD)
 	explainable-mri explain $(CONFIG) --fold $(FOLD)
 	explainable-mri report $(CONFIG)
+
+app: $(READY) ## open the viewer in the browser, on the demo's test scans and your own uploads
+	test -f results/demo/report.html || $(MAKE) demo
+	explainable-mri app results/demo
 
 # Two workers with a thread each; numbered chapters and the home page only, because pytest runs the experiment notebooks.
 test: export OMP_NUM_THREADS := 1
