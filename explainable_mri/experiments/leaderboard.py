@@ -64,15 +64,14 @@ def board_methods(
     fixed: Mapping[str, np.ndarray],      # the controls' maps that need a cohort: linear_weights and t_map
     names: Sequence[str] | None = None,   # who takes part; None: everybody
 ) -> dict[str, Method]:                   # methods by name, in the order of `names`
-    "All methods of the registry, each under its first name, and the controls; raises `ConfigError` for an unknown name."
+    "All methods of the registry, one's own among them, each under its first name, and the controls; raises `ConfigError` for an unknown name."
     radius = max(1, round(15 / min(grid.voxel_size)))
     params = {**RUNS, "smoothgrad": {**RUNS["smoothgrad"], "deviation": 0.15 * spread}, "occlusion": {"radius": radius, "step": 2 * radius}}
     known: dict[Any, str] = {}
     for name in EXPLAINERS.names():
-        builder = EXPLAINERS[name]
-        if name not in _LEFT_OUT and builder.__module__.startswith("explainable_mri."):
+        if name not in _LEFT_OUT:
             short = name.removeprefix("lrp.")
-            known.setdefault(COMPOSITES[short] if short in COMPOSITES else builder, name)  # aliases share their composite
+            known.setdefault(COMPOSITES[short] if short in COMPOSITES else EXPLAINERS[name], name)  # aliases share their composite
     methods = {name: Method(name, params.get(name, {}), "magnitude" if name in _MAGNITUDES else "contribution") for name in known.values()}
     methods |= {name: Method("fixed_map", {"values": values}, "magnitude") for name, values in fixed.items()}
     if unknown := [name for name in names or [] if name not in methods]:
