@@ -6,7 +6,7 @@ READY := .venv/ready
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo app test export docs readme clean
+.PHONY: help install demo app test test-slow export docs readme clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -31,6 +31,9 @@ app: $(READY) ## open the viewer in the browser, on the demo's test scans and yo
 test: export OMP_NUM_THREADS := 1
 test: $(READY) ## pass every test: chapters, tests/, code in step with the book, clean notebooks, the site's links
 	@scripts/test
+
+test-slow: $(READY) ## pass the tests that take a minute or more, which `make test` leaves out
+	OMP_NUM_THREADS=1 MPLBACKEND=agg pytest --slow -m slow
 
 export: $(READY) ## write the package and README.md from the notebooks, and clean the notebooks
 	nbdev_export

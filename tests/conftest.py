@@ -11,9 +11,17 @@ REPOSITORY = Path(__file__).parents[1]
 LONGEST = ("test_tutorial", "test_lrp_references", "test_packaging", "test_study", "test_networks", "test_predict", "test_repository")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    "Begin with the files that take minutes, so that no worker is left with one of them at the end."
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take a minute or more, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    "Leave out slow tests unless they are asked for, and begin with the files that take minutes, so that no worker is left with one at the end."
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes a minute or more: make test-slow"))
 
 
 @pytest.fixture(scope="session")

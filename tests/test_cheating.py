@@ -14,6 +14,7 @@ from explainable_mri.registry import MEASURES
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_page_runs_with_other_parameters(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

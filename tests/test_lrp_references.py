@@ -46,7 +46,10 @@ def within_limit(network: str, analyzer: str, difference: float, agreeing: float
     return difference < limit(network, analyzer)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+SLOW = {"resnet_cv8"}  # two minutes; those of the other networks run always
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem) for path in FILES])
 def test_references(path: Path) -> None:
     "Logits agree to 1e-5 and every map within its limit."
     network = load_keras(path.with_suffix(".hdf5"))

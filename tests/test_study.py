@@ -160,6 +160,7 @@ def test_the_notebook_is_the_page_of_the_study(study, monkeypatch):
     assert not [output for output in outputs if output.get("name") == "stderr"]
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_in_any_way_ends_like_an_uninterrupted_one(study):
     folder, whole = study[0], study[0] / "results" / "tiny"
     results, arguments = folder / "results" / "stopped", ("crossval", "tiny.yaml", "name=stopped")
@@ -184,6 +185,7 @@ def test_a_study_that_is_stopped_in_any_way_ends_like_an_uninterrupted_one(study
 SEARCH = ("sweep", "tiny.yaml", "cohort.params={folder: data/search, scans: 96}", "sweep={folds: 2, keys: {training.learning_rate: {low: 0.001, high: 0.01}}}", "--trials", "2")
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_in_a_trial_tries_and_finds_the_same(place):
     pytest.importorskip("optuna")
     whole = command(place, *SEARCH, "name=whole")

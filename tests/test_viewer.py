@@ -349,6 +349,7 @@ def upload(page, path: Path, age: str = "74") -> str:
     return status.inner_text()
 
 
+@pytest.mark.slow
 def test_app_takes_uploads_refuses_bad_ones_and_keeps_visitors_apart(browser, collection, app, tmp_path):
     address, folder = app
     page, other = visit(browser, address), visit(browser, address)
