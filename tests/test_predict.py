@@ -56,6 +56,7 @@ def table(experiment, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_killed_batch_goes_on_and_ends_as_if_nothing_had_happened(experiment, table, tmp_path):
     arguments = [experiment.folder / "fold-1", "--table", table, "--explain", "lrp.epsilon_plus", "--target", "MCI or AD", "--out"]
     process = start(tmp_path, *arguments, "killed")
@@ -115,6 +116,7 @@ def test_raw_scans_are_prepared_and_predicted(experiment, raw, tmp_path):
     assert predict(tmp_path, *arguments)[0] == 0 and record.stat().st_mtime_ns == stamp, "it is prepared twice"
 
 
+@pytest.mark.slow
 def test_a_zip_of_dicom_brings_its_covariates(experiment, raw, tmp_path):
     pytest.importorskip("ants", reason="needs the extra: pip install 'explainable-mri[preprocess]'")
     code, out, error = predict(tmp_path, experiment.folder / "fold-1", raw / "P7.zip", "--age", "60")

@@ -249,6 +249,7 @@ evaluation: {replicates: 100, subgroups: [sex], baselines: []}
 """
 
 
+@pytest.mark.slow
 def test_each_cohort_is_left_out_in_turn_and_named_in_the_tables(tmp_path):
     (tmp_path / "sites.yaml").write_text(SITES)
     done = command(tmp_path, "crossval", "sites.yaml", "--jobs", "2")
@@ -269,6 +270,7 @@ def test_each_cohort_is_left_out_in_turn_and_named_in_the_tables(tmp_path):
     assert "Cohort by cohort" in page and "north" in page and "south" in page
 
 
+@pytest.mark.slow
 def test_an_experiment_is_run_again_and_gives_the_same_numbers(study):
     again = command(study[0], "reproduce", "results/tiny")
     assert again.returncode == 0 and "Equal: scans, weights, predictions and metrics" in again.stdout, again.stdout + again.stderr

@@ -40,6 +40,7 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_command_runs(place, monkeypatch):
     monkeypatch.chdir(place)
     assert [arguments[0] for arguments in commands()] == ["check", "train", "explain", "report", "crossval"]
