@@ -90,10 +90,11 @@ def training_features(
     split = read_scans(trained / "split.csv")
     keys = split[split.part == "train"][["subject", "session"]]
     table = keys.merge(scans, on=["subject", "session"], how="left")
-    place, model = trained / "neighbours" / f"{by}.npy", load_model(trained)
+    place = trained / "neighbours" / f"{by}.npy"
     settings = {"weights": hash_file(trained / "best.ckpt"), "explanation": config.explanation.model_dump(mode="json") if by == "relevance" else None}
     if place.exists() and read_json(place.with_suffix(".json")) == settings:
         return np.load(place, allow_pickle=False), table
+    model = load_model(trained)
     values = last_features(model, table) if by == "network" else relevance_features(config, model, table)
     place.parent.mkdir(exist_ok=True)
     with replacing(place) as partial, partial.open("wb") as file:
