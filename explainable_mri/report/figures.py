@@ -51,6 +51,7 @@ def plot_relevance(
     title: str | None = None,              # title
     display: Literal["ortho", "x", "y", "z", "mosaic"] = "ortho",  # three cuts, slices along an axis, or slices along all
     label: str = "relevance",              # label of the colour bar, with its unit
+    radiological: bool = False,            # whether the person's right is on the left of the picture, as in an archive of a hospital
 ) -> Figure:                               # the figure
     "Draw a relevance map over a brain; the limits that are not given are those of `relevance_limits`."
     from nilearn import plotting
@@ -70,7 +71,7 @@ def plot_relevance(
         plotting.plot_stat_map(
             to_image(relevance.astype(np.float32), grid), bg_img=brain, display_mode=display,
             cut_coords=_SLICES[display] if cut_coords is None else cut_coords, threshold=lower, vmin=-upper, vmax=upper,
-            cmap=_COLORS, black_bg=True, colorbar=False, draw_cross=False, figure=figure,
+            cmap=_COLORS, black_bg=True, colorbar=False, draw_cross=False, figure=figure, radiological=radiological,
             axes=(0.01, 0.01, 0.875, (0.96 if not title else 0.9 if display in ("ortho", "mosaic") else 0.84)))
     _colorbar(figure, lower, upper, label)
     if title:
