@@ -20,6 +20,7 @@ IMAGES = ROOT / "nbs" / "images"
 sys.path.insert(0, str(ROOT / "tests"))
 
 import test_app  # noqa: E402  # serves the app
+import test_jupyterlab  # noqa: E402  # opens a notebook
 import test_viewer  # noqa: E402  # opens the viewer in a page
 from conftest import CHROMIUM  # noqa: E402
 
@@ -55,6 +56,19 @@ def take_viewer(browser, collection: Collection) -> None:
         opened.page.wait_for_timeout(500)
         keep(name, shot(opened.page, clip={"x": 0, "y": 0, "width": width, "height": 1500}), min(width, 900))
         opened.page.close()
+
+
+def take_notebook(browser) -> None:
+    "The viewer in JupyterLab."
+    with tempfile.TemporaryDirectory() as folder, test_jupyterlab.opened_notebook(browser, Path(folder)) as page:
+        test_jupyterlab.run_cell(page, 0)
+        page.wait_for_selector(".xmri[data-ready=yes]")
+        if (no := page.get_by_role("button", name="No", exact=True)).count():
+            no.click()
+        page.wait_for_timeout(1500)
+        page.locator(".xmri").scroll_into_view_if_needed()
+        page.wait_for_timeout(1000)
+        keep("viewer_jupyterlab", shot(page), 1000)
 
 
 def take_app(browser, scan: Path) -> None:
@@ -151,6 +165,7 @@ def main(names: list[str]) -> None:
                                              "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"])
         takes: dict[str, Callable[[], None]] = {
             "viewer": lambda: take_viewer(browser, Collection(scans, {"tour": model}, "lrp.epsilon_plus")),
+            "notebook": lambda: take_notebook(browser),
             "app": lambda: take_app(browser, patient),
             "report": lambda: take_report(browser, model.explain(patient, "lrp.epsilon_plus", target="AD"))}
         for name in names or takes:

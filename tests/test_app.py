@@ -275,9 +275,11 @@ def test_commands_of_the_dockerfile(copy, tmp_path):
         wait(lambda: "?token=" in (tmp_path / "log").read_text(), 120)
         token = (tmp_path / "log").read_text().partition("?token=")[2].split()[0]
 
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())  # the token is kept in a cookie
+
         def page() -> bool:
             try:
-                return b"jupyter-config-data" in urllib.request.urlopen(f"http://127.0.0.1:{port}/?token={token}", timeout=60).read()
+                return b"jupyter-config-data" in opener.open(f"http://127.0.0.1:{port}/?token={token}", timeout=60).read()
             except urllib.error.URLError:
                 return False
 
