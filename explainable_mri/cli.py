@@ -224,16 +224,21 @@ def explain_command(config: ExperimentConfig, fold: int) -> None:
 
 @main.command("report")
 @_configured
-def report_command(config: ExperimentConfig) -> None:
+@click.option("--language", type=click.Choice(["en", "de"]), default="en", show_default=True, help="English or German.")
+@click.option("--to", type=click.Path(path_type=Path), help="File of the report: a page (.html), slides (.pptx) or for print (.pdf); by default a "
+    "page in the "
+              "folder of the experiment, beside its model card and checklists.")
+def report_command(config: ExperimentConfig, language: str, to: Path | None) -> None:
     """Write the report of an experiment, from the folds that are there and what its folder records.
 
     \b
     Example:
       explainable-mri report config/demo.yaml
+      explainable-mri report config/demo.yaml --language de --to bericht.pdf
     """
     from explainable_mri.experiments.report import write_experiment_report
 
-    click.echo(f"Report: {write_experiment_report(config)}")
+    click.echo(f"Report: {write_experiment_report(config, to, language)}")
 
 # %% ../nbs/99_cli.ipynb #3cf55c95
 @main.command("crossval")
