@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'PreprocessError', 'to_ants', 'from_ants', 'Template', 'load_ants_template', 'conform', 'correct_bias',
-           'Registration', 'place_head', 'extract_brain', 'segment', 'Preprocessed', 'preprocess']
+           'Registration', 'place_head', 'extract_brain', 'segment', 'keep_way_back', 'find_way_back', 'carry_to_scan',
+           'Preprocessed', 'preprocess']
 
 # %% ../../nbs/28_pipeline.ipynb #08036ee4
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +30,7 @@ from ..data.atlases import (load_brain_mask, load_t1_template, load_template,
 from ..data.volumes import Grid, to_image
 from ..environment import optional_import
 from ..errors import ExplainableMRIError
+from ..files import replacing
 
 # %% ../../nbs/28_pipeline.ipynb #67a084cd
 @dataclass(frozen=True)
@@ -255,6 +259,41 @@ def segment(
         priorweight=recipe.prior_weight)
     return tuple(result["probabilityimages"])
 
+# %% ../../nbs/28_pipeline.ipynb #2c6a9f9c
+_AFFINE, _DISPLACEMENTS = "to_scan.mat", "to_scan.nii.gz"
+
+
+def keep_way_back(
+    registration: Registration,  # a deformable registration of the scan
+    folder: str | os.PathLike,   # folder for `to_scan.mat` and `to_scan.nii.gz`, made if need be
+) -> None:
+    "Keep what carries a map from the template to the scan."
+    field = nib.load(registration.inverse)
+    coarse = np.round(np.asarray(field.dataobj, np.float32)[::2, ::2, ::2] * 64) / 64
+    with replacing(Path(folder, _DISPLACEMENTS)) as partial:
+        nib.save(nib.Nifti1Image(coarse, field.affine @ np.diag([2, 2, 2, 1]), field.header), partial)
+    with replacing(Path(folder, _AFFINE)) as partial:
+        shutil.copyfile(registration.affine, partial)
+
+
+def find_way_back(
+    folder: str | os.PathLike,   # folder of a prepared scan
+) -> Registration | None:        # for `carry_to_scan`; None where none was kept
+    "The registration that `keep_way_back` kept."
+    affine, displacements = Path(folder, _AFFINE), Path(folder, _DISPLACEMENTS)
+    return Registration(str(affine), inverse=str(displacements)) if affine.is_file() and displacements.is_file() else None
+
+# %% ../../nbs/28_pipeline.ipynb #03d49c14
+def carry_to_scan(
+    image: nib.Nifti1Image,      # map in MNI space
+    way: Registration,           # from `find_way_back`
+    scan: nib.Nifti1Image,       # the scan as it came, in the scanner's space and in any orientation
+) -> nib.Nifti1Image:            # the map on the voxels of the scan, 0 outside of the map
+    "Carry a map from MNI space into the scan that was prepared."
+    empty = nib.Nifti1Image(np.zeros(scan.shape[:3], np.float32), scan.affine)
+    carried = way.to_scan(to_ants(image), to_ants(empty))
+    return nib.Nifti1Image(carried.numpy().astype(np.float32), scan.affine)
+
 # %% ../../nbs/28_pipeline.ipynb #b2947db3
 @dataclass(frozen=True, eq=False)
 class Preprocessed:
@@ -323,6 +362,7 @@ def preprocess(
     image: nib.Nifti1Image,      # raw T1-weighted scan in any orientation
     grid: Grid,                  # the grid to have the map on; its voxel size is the one to work with
     recipe: Recipe = Recipe(),   # settings
+    keep: str | os.PathLike | None = None,  # folder that gets the way back to the scan, see `carry_to_scan`; None: it is forgotten
 ) -> Preprocessed:               # map, volumes, quality measures and times
     "Make a map of grey-matter volume from a raw scan; raises `PreprocessError` for one that cannot be used."
     ants, clock = _ants(), _Clock()
@@ -350,6 +390,8 @@ def preprocess(
             grey = registration.to_template(tissues[1], template).numpy() * registration.volume_ratio(template)
             if recipe.smooth:
                 grey = smooth_img(to_image(grey, template.grid), recipe.smooth).get_fdata(dtype=np.float32)
+        if keep is not None:
+            keep_way_back(registration, keep)
     grey, t1 = (np.ascontiguousarray(grid.crop(part), np.float32) for part in (grey, t1))
     measures = _measure(grey, t1, brain, tissues, template, grid)
     return Preprocessed(grey, t1, from_ants(head), from_ants(brain), measures, clock.seconds)
