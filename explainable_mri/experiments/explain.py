@@ -96,7 +96,7 @@ def _mean_path(folder: Path, group: str) -> Path:
     "Where the mean relevance map of a group is kept."
     return folder / f"mean_relevance_{safe_name(group)}.nii.gz"
 
-# %% ../../nbs/82_explain.ipynb #d014e5d9
+# %% ../../nbs/82_explain.ipynb #74e61ac6
 def _columns(found: RelevanceMap) -> dict[str, Any]:
     "What a map sums to, and what it should, and the relevance of covariates, as columns."
     covariates, check = {f"{name}_relevance": float(value) for name, value in found.covariates.items()}, found.check
@@ -106,26 +106,31 @@ def _columns(found: RelevanceMap) -> dict[str, Any]:
     return {**sums, **covariates}
 
 
+def _note_path(path: Path) -> Path:
+    "Where it is noted what a map follows from."
+    return path.with_name(path.name.replace(".nii.gz", ".json"))
+
+
 def _read_batch(paths: Sequence[Path], made_from: dict[str, Any], grid: Grid) -> list[tuple[np.ndarray, dict[str, Any]]] | None:
     "The maps of a batch that are there, with their columns; None where one is missing, or follows from something else."
     found = []
     for path in paths:
-        note = path.with_name(path.name.replace(".nii.gz", ".json"))
-        known = read_json(note) if path.is_file() and note.is_file() else {}
+        known = read_json(_note_path(path)) if path.is_file() and _note_path(path).is_file() else {}
         if known.get("made_from") != made_from or known["sha256"] != hash_file(path):
             return None
         found.append((load_map(path, grid).array, known["columns"]))
     return found
 
 
-def _write_batch(paths: Sequence[Path], made_from: dict[str, Any], found: Sequence[RelevanceMap], grid: Grid) -> list[tuple[np.ndarray, dict[str, Any]]]:
+def _write_batch(paths: Sequence[Path], made_from: dict[str, Any], found: Sequence[RelevanceMap],
+                 grid: Grid) -> list[tuple[np.ndarray, dict[str, Any]]]:
     "Write the maps of a batch, each with a note of what it follows from."
     for path, one in zip(paths, found, strict=True):
         save_volume(one.relevance, path, grid)
-        write_json({"made_from": made_from, "sha256": hash_file(path), "columns": _columns(one)}, path.with_name(path.name.replace(".nii.gz", ".json")))
+        write_json({"made_from": made_from, "sha256": hash_file(path), "columns": _columns(one)}, _note_path(path))
     return [(one.relevance, _columns(one)) for one in found]
 
-# %% ../../nbs/82_explain.ipynb #bf3a16ff
+# %% ../../nbs/82_explain.ipynb #7559c26b
 def write_relevance(
     config: ExperimentConfig,  # the experiment
     fold: int,                 # fold, counted from 1
@@ -143,7 +148,8 @@ def write_relevance(
         for batch in batches:
             paths = [_map_path(trained / "explanations", scan) for _, scan in batch.iterrows()]
             made_from = {**settings, "network": network, "scans": [hash_file(path) for path in batch.path]}
-            yield from _read_batch(paths, made_from, model.grid) or _write_batch(paths, made_from, _explain_batch(config, model, batch), model.grid)
+            kept = _read_batch(paths, made_from, model.grid)
+            yield from kept or _write_batch(paths, made_from, _explain_batch(config, model, batch), model.grid)
             bar.update(len(batch))
 
 
