@@ -4,6 +4,7 @@
 
 A map of 121 x 145 x 121 voxels, the CAT12 grid without a field of view. A change is timed from the event of the control to the frame after the
 slices are drawn; the first view from the call in Python to the drawn slices, explanation excluded; a new scan from its file to the answer of Python.
+A page of the app is timed from its address to the form, a report of a scan from its file to the drawn brain.
 """
 import json
 import sys
@@ -20,7 +21,10 @@ from scipy.ndimage import gaussian_filter
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+import test_app  # noqa: E402  # serves the app
+import test_scan_report  # noqa: E402  # opens a report
 import test_viewer  # noqa: E402  # the page in which the tests open the viewer
+from conftest import CHROMIUM  # noqa: E402
 
 from explainable_mri.data.atlases import load_atlas, load_template  # noqa: E402
 from explainable_mri.data.volumes import Volume, get_grid  # noqa: E402
@@ -122,23 +126,58 @@ def measure_python(scene: Scene) -> list[tuple[str, float, float]]:
             ("Python, new scan: likelihood, map and answer", float(np.median(scans)), max(scans))]
 
 
+def measure_app(browser) -> tuple[list[tuple[str, float, float]], float]:
+    "A page with a process that is kept ready, one without, and the memory of a visitor in GB."
+    ready, cold = [], []
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, test_app.served(Path(folder), "--visitors", "8") as app:
+        time.sleep(15)
+        for _ in range(3):
+            for times in (ready, cold):
+                begin = time.perf_counter()
+                page = test_app.visit(browser, app.address)
+                times.append(1000 * (time.perf_counter() - begin))
+            time.sleep(15)  # until the next process is ready
+        used = app.process_of(page).memory_full_info().uss / 2**30
+    return [(f"app, page {name}", float(np.median(times)), max(times)) for name, times in (("at once", ready), ("a second visitor's, within a second", cold))], used
+
+
+def measure_report(browser) -> tuple[list[tuple[str, float, float]], float]:
+    "A report of a scan on the whole grid, opened from disk, and its size in MB."
+    grid, times = get_grid("cat12_1.5mm"), []
+    model = Model(NETWORKS["dyrba2021"](input_shape=grid.cropped_shape, classes=2), grid, classes=["CN", "AD"])
+    with tempfile.TemporaryDirectory() as folder:
+        scan = Volume(load_template(grid), grid).save(Path(folder, "scan.nii.gz"))
+        report = model.explain(scan, "lrp.epsilon_plus").report(Path(folder, "report.html"))
+        for _ in range(3):
+            begin = time.perf_counter()
+            test_scan_report.open_page(browser, report).close()
+            times.append(1000 * (time.perf_counter() - begin))
+        return [("report of a scan, opened from disk", float(np.median(times)), max(times))], report.stat().st_size / 1e6
+
+
 def main() -> None:
     "Measure, print and write down."
     scene = made_up()
     with sync_playwright() as playwright:
-        start = lambda *more: playwright.chromium.launch(executable_path=test_viewer.CHROMIUM, args=["--no-sandbox", *more])  # noqa: E731
+        start = lambda *more: playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *more])  # noqa: E731
         browser = start("--disable-gpu")
         found = measure_viewer(browser, scene)
         browser.close()
         found += measure_python(scene)
         browser = start(*["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"])
         found += measure_niivue(browser, scene)
+        rows, size = measure_report(browser)
+        browser.close()
+        browser = start("--disable-gpu")
+        pages, used = measure_app(browser)
+        found += [*rows, *pages]
         browser.close()
     lines = ["| | median (ms) | largest (ms) |", "|---|---|---|", *(f"| {name} | {middle:.0f} | {most:.0f} |" for name, middle, most in found)]
     print("\n".join(lines))
     write_section("viewer", "\n".join(["## The viewer", "",
         "121 × 145 × 121 voxels, headless Chromium without a graphics processor, two cores (`python benchmarks/viewer.py`). From a control's event to the "
-        "drawn slices; NiiVue draws by SwiftShader. Python's rows are one thread of the CPU.", "", *lines]))
+        "drawn slices; NiiVue draws by SwiftShader, in the report too. Python's rows are one thread of the CPU. "
+        f"The report has {size:.1f} MB; a visitor of the app takes {used:.2f} GB.", "", *lines]))
 
 
 if __name__ == "__main__":

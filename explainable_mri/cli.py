@@ -224,16 +224,21 @@ def explain_command(config: ExperimentConfig, fold: int) -> None:
 
 @main.command("report")
 @_configured
-def report_command(config: ExperimentConfig) -> None:
+@click.option("--language", type=click.Choice(["en", "de"]), default="en", show_default=True, help="English or German.")
+@click.option("--to", type=click.Path(path_type=Path), help="File of the report: a page (.html), slides (.pptx) or for print (.pdf); by default a "
+    "page in the "
+              "folder of the experiment, beside its model card and checklists.")
+def report_command(config: ExperimentConfig, language: str, to: Path | None) -> None:
     """Write the report of an experiment, from the folds that are there and what its folder records.
 
     \b
     Example:
       explainable-mri report config/demo.yaml
+      explainable-mri report config/demo.yaml --language de --to bericht.pdf
     """
     from explainable_mri.experiments.report import write_experiment_report
 
-    click.echo(f"Report: {write_experiment_report(config)}")
+    click.echo(f"Report: {write_experiment_report(config, to, language)}")
 
 # %% ../nbs/99_cli.ipynb #3cf55c95
 @main.command("crossval")
@@ -491,10 +496,11 @@ def import_keras_command(model: Path, out: Path, axes: str | None, output: str |
 @click.option("--port", type=click.IntRange(1, 65535), default=8866, show_default=True, help="Port.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; any but this machine's own is behind a token.")
 @click.option("--token", envvar="EXPLAINABLE_MRI_TOKEN", help="The token, 16 signs or more; a new one unless told otherwise.")
-@click.option("--idle", type=click.IntRange(min=60), default=1800, show_default=True, help="Seconds after which an idle visitor is forgotten.")
+@click.option("--idle", type=click.IntRange(min=10), default=1800, show_default=True, help="Seconds after which an idle visitor is forgotten.")
+@click.option("--visitors", type=click.IntRange(min=1), default=10, show_default=True, help="The most visitors at a time.")
 @click.option("--language", type=click.Choice(["en", "de"]), default="en", show_default=True, help="Language to begin with.")
 @click.option("--theme", type=click.Choice(["light", "dark"]), default="light", show_default=True, help="Looks to begin with.")
-def app_command(results: Path, port: int, host: str, token: str | None, idle: int, language: str, theme: str) -> None:
+def app_command(results: Path, port: int, host: str, token: str | None, idle: int, visitors: int, language: str, theme: str) -> None:
     """Serve the viewer as a web page: test scans of RESULTS, and uploads (extra: viewer).
 
     RESULTS is a folder of experiments, of one experiment or fold, or a file of a network.
@@ -504,9 +510,9 @@ def app_command(results: Path, port: int, host: str, token: str | None, idle: in
       explainable-mri app results/demo
       explainable-mri app results/demo --host 0.0.0.0 --port 8900
     """
-    from explainable_mri.viewer.app import serve
+    from explainable_mri.viewer.server import serve
 
-    serve(results, click.echo, {"language": language, "theme": theme}, port=port, host=host, token=token, idle=idle)
+    serve(results, click.echo, {"language": language, "theme": theme}, visitors=visitors, port=port, host=host, token=token, idle=idle)
 
 # %% ../nbs/99_cli.ipynb #d20ed2af
 @main.command("info")

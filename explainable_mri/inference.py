@@ -391,7 +391,12 @@ def explain_maps(
     **params: Any,             # parameters of the explainer
 ) -> Iterator[RelevanceMap]:   # a map for each scan
     "Explain the output `target` for each map; raises `ConfigError` for an unknown name, `ExplainerError` for the network."
-    explainer = _explainer(model, method, params)
+    yield from _explain_with(model, _explainer(model, method, params), maps, target, batch_size, covariates)
+
+
+def _explain_with(model: Model, explainer: Explainer, maps: np.ndarray, target: str | int | None, batch_size: int,
+                  covariates: np.ndarray | None) -> Iterator[RelevanceMap]:
+    "Explain maps by an explainer, whose own parameters may have the names of ours."
     chosen = 0 if model.task.kind == "regression" else output_index(model.task, target)
     for number, batch in enumerate(_batches(model, maps, covariates, batch_size)):
         part = slice(number * batch_size, (number + 1) * batch_size)
@@ -569,7 +574,7 @@ def explain_scan(
         note = f"'{chosen}' is explained, the predicted class, since no target was given."
         prediction = replace(prediction, notes=(*prediction.notes, note))
     behind = {"scans": _scan_behind(model, one)} if method == "occlusion" and model.residuals is not None and "scans" not in params else {}
-    found = next(explain_maps(model, one.maps, method, chosen, 1, one.covariates, **params, **behind))
+    found = next(_explain_with(model, _explainer(model, method, {**params, **behind}), one.maps, chosen, 1, one.covariates))
     return Explanation(Volume(found.relevance, model.grid), one.volume, prediction, chosen, method, params, found.check, found.layer,
                        found.covariates, dict(covariates or {}), _describe_network(model), model.norms)
 

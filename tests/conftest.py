@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LONGEST = ("test_tutorial", "test_lrp_references", "test_packaging", "test_study", "test_networks", "test_predict", "test_repository")
 
 
@@ -53,3 +54,15 @@ def copy_repository() -> Callable[[Path], Path]:
 def copy(tmp_path: Path, copy_repository: Callable[[Path], Path]) -> Path:
     "A copy of the repository to work in."
     return copy_repository(tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "Headless Chromium that draws without a graphics processor."
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--disable-gpu", "--no-sandbox"])
+        yield browser
+        browser.close()

@@ -2,15 +2,7 @@
 import base64
 import io
 import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +17,6 @@ from explainable_mri.viewer.state import Collection, Subject, read_link
 from explainable_mri.viewer.widget import _SCRIPT, _STYLE, Session, session_report
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VIEWS = ("coronal", "axial", "sagittal")
 PAGE = """<!doctype html><meta charset="utf-8"><style>body { margin: 0 } STYLE</style><div id="here"></div><script type="module">
 SCRIPT
@@ -51,18 +42,6 @@ render({ model, el: document.querySelector("#here") })
 def plain(told: dict[str, Any]) -> str:
     "An answer of the session as JSON, with base64 in place of bytes."
     return json.dumps(told, default=lambda data: base64.b64encode(data).decode())
-
-
-@pytest.fixture(scope="module")
-def browser():
-    "Headless Chromium that draws without a graphics processor."
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--disable-gpu", "--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -302,78 +281,3 @@ def test_controls_have_names_and_the_page_fits(browser, collection):
         opened.page.set_viewport_size({"width": width, "height": 900})
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
     opened.page.close()
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    "The app on a free port, with the network of the tour; its address, and the folder in which uploads lie."
-    pytest.importorskip("voila", reason="needs Voilà: pip install 'explainable-mri[viewer]'")
-    folder = tmp_path_factory.mktemp("app")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-c", "from explainable_mri.cli import main; main()", "app", "nbs/tour.ckpt", "--port", str(port)],
-                                  cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT)})
-    address = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(240):
-            assert server.poll() is None, (folder / "log").read_text()
-            try:
-                urllib.request.urlopen(address + "static/nothing", timeout=1)
-            except urllib.error.HTTPError:
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield address, folder
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def visit(browser, address: str) -> Any:
-    "A page of the app, in a browser of its own."
-    page = browser.new_context().new_page()
-    page.set_default_timeout(120_000)
-    page.goto(address)
-    return page
-
-
-def upload(page, path: Path, age: str = "74") -> str:
-    "Upload a file; returns what the page says of it."
-    status = page.locator(".xmri-upload [role=status]")
-    page.set_input_files(".xmri-upload input[type=file]", path)
-    page.fill(".xmri-upload [name=age]", age)
-    page.click(".xmri-upload [type=submit]")
-    page.wait_for_function("document.querySelector('.xmri-upload [name=cancel]').disabled && document.querySelector('[role=status]').textContent")
-    return status.inner_text()
-
-
-@pytest.mark.slow
-def test_app_takes_uploads_refuses_bad_ones_and_keeps_visitors_apart(browser, collection, app, tmp_path):
-    address, folder = app
-    page, other = visit(browser, address), visit(browser, address)
-    scan = tmp_path / "Frau X <b>bold<b>.nii.gz"
-    shutil.copy(list(collection.subjects.values())[0].scan, scan)
-    bad = tmp_path / "bad.nii.gz"
-    bad.write_bytes(scan.read_bytes()[:5000])
-    page.wait_for_selector(".xmri-upload")
-    assert "bad.nii.gz" in upload(page, bad)
-    assert page.locator(".xmri").count() == 0
-    assert "is shown below" in upload(page, scan)
-    page.wait_for_selector(".xmri[data-ready=yes]")
-    assert page.locator('.xmri [data-part="subject"] option').all_inner_texts() == [scan.name]
-    assert "MCI or AD" in page.locator('.xmri [data-part="sentence"]').inner_text()
-    page.locator('.xmri [data-part="peak"]').click()
-    page.wait_for_function("document.querySelector('.xmri [data-part=link]').value.includes('crosshair')")
-    other.wait_for_selector(".xmri-upload")
-    assert other.locator(".xmri").count() == 0, "nobody sees another's scan"
-    assert "Frau" not in (folder / "log").read_text()
-    assert len(list(folder.glob("explainable-mri-uploads-*/*/*.nii.gz"))) == 1
-    page.goto("about:blank")  # leaves the page, as closing it does
-    for _ in range(60):
-        if not list(folder.glob("explainable-mri-uploads-*/*/*.nii.gz")):
-            break
-        time.sleep(0.5)
-    assert not list(folder.glob("explainable-mri-uploads-*/*/*.nii.gz")), "what was uploaded stays when the page is closed"
-    other.close()

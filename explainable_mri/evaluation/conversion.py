@@ -35,7 +35,8 @@ def conversion_times(
     first = ordered.drop_duplicates("subject").set_index("subject")
     ended = ordered[ordered.group.isin(after)].drop_duplicates("subject").set_index("subject").age
     last = ordered.drop_duplicates("subject", keep="last").set_index("subject").age
-    table = first.assign(years=ended.reindex(first.index).fillna(last) - first.age, converted=ended.reindex(first.index).notna())
+    years = (ended.reindex(first.index).fillna(last) - first.age).round(4)  # 71.3 - 70.3 is not 1.0 to a computer, and ties count
+    table = first.assign(years=years, converted=ended.reindex(first.index).notna())
     table = table[table.group.isin(before) & (table.years > 0)]
     if table.empty:
         raise ConversionError(f"Nobody with {' or '.join(before)} at the first visit was seen again.")
@@ -66,6 +67,8 @@ def conversion_curves(
     part = _parts(times[column], thresholds) if numeric else times[column].astype(str)
     if part.nunique() < 2:
         raise ConversionError(f"All {len(times)} people are in one part by '{column}': there is nothing to compare. Choose another threshold.")
+    if not times.converted.any():
+        raise ConversionError(f"Nobody of {len(times)} people was seen to convert: there is nothing to compare. Follow them for longer.")
     curves, rows = [], []
     for name in sorted(part.unique(), key=lambda one: times[column][part == one].min()):
         own = times[part == name]

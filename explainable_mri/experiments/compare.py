@@ -20,7 +20,7 @@ from ..data.identity import identity_key
 from ..errors import ConfigError
 from ..evaluation.summaries import comparison_table, metric_table
 from .folder import read_scans, trained_folds, write_table
-from .report import _with_interval, recorded_config
+from .report import with_interval, recorded_config
 from .train import pooled_predictions, read_predictions
 from ..files import replacing, safe_name, write_json
 from ..inference import load_model
@@ -146,7 +146,7 @@ class Comparison:
     def __str__(self) -> str:
         measure = _measure(self.table)
         columns = ["experiment", "network", "parameters", "folds", "training_seconds", "comparison", "persons", "scans", measure]
-        parts = [_with_interval(self.table)[columns].round(1).to_string(index=False)]
+        parts = [with_interval(self.table)[columns].round(1).to_string(index=False)]
         parts += [self.differences.round(3).to_string(index=False)] if len(self.differences) else []
         return "\n".join([*parts, *(f"Note: {note}" for note in self.notes), f"Compared: {self.folder}"])
 
@@ -160,7 +160,7 @@ def _write(table: pd.DataFrame, folder: Path, name: str) -> None:
     "Write a table as CSV with all digits, and as LaTeX with intervals in the cells."
     write_table(table, folder / f"{name}.csv")
     with replacing(folder / f"{name}.tex") as partial:
-        _with_interval(table).rename(columns=lambda one: str(one).replace("_", " ")).to_latex(
+        with_interval(table).rename(columns=lambda one: str(one).replace("_", " ")).to_latex(
             partial, index=False, float_format="%.3f", escape=True, na_rep="")
 
 # %% ../../nbs/89_compare.ipynb #54e9fd21

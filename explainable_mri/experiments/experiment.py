@@ -84,9 +84,13 @@ class Experiment:
         "Explain the test scans of a trained fold; gives a row a scan, with its prediction, `relevance_map` and measures."
         return read_explanations([explain_fold(self.config, fold).parent])
 
-    def report(self) -> Path:
-        "Write the report of the folds that are there; gives the path of the HTML file."
-        return write_experiment_report(self.config)
+    def report(
+        self,
+        path: str | os.PathLike | None = None,  # .html, .pptx or .pdf; None: report.html, or report-de.html, with model card and checklists
+        language: str = "en",                   # "en" or "de"
+    ) -> Path:                                  # the file
+        "Write the report of the folds that are there."
+        return write_experiment_report(self.config, path, language)
 
     def cross_validate(self, folds: Sequence[int] | None = None, launcher: str = "local", at_once: int = 1, **options: Any) -> Any:
         "Train, test and explain folds (None: all) and report on them; see `experiments.crossval.cross_validate`."

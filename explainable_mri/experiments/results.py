@@ -19,7 +19,7 @@ from ..evaluation.calibration import reliability_table
 from ..evaluation.summaries import (
     calibration_table, comparison_table, error_table, metric_table, roc_band, subgroup_table)
 from .folder import fold_number, read_scans, save_figures, write_table
-from .train import read_predictions
+from .train import pooled_predictions, read_predictions, roc_intervals
 from ..files import hash_file, read_json, replacing, write_json
 from ..report.figures import plot_precision_recall, plot_reliability, plot_roc
 from ..tasks import prediction_columns, predicted_labels
@@ -156,6 +156,7 @@ def study_figures(
     config: ExperimentConfig,  # the experiment
     folders: list[Path],       # folders of its trained folds
     cohort: Cohort,            # its cohort
+    language: str = "en",      # "en" or "de"
 ) -> dict[str, Figure]:        # figures by name; empty unless there are two classes
     "ROC with bands, precision and recall, and reliability of the test scans of all folds."
     scans = tested_scans(folders, cohort)
@@ -168,5 +169,7 @@ def study_figures(
         bands[name] = roc_band(part.group == group, part.probability, part.subject, seed=config.seed)
     truth = config.task.labels(scans) > 0
     reliability = {name: reliability_table(truth, scans[name]) for name in ("probability", "likelihood")}
-    return {"roc with bands": plot_roc(curves, bands=bands), "precision and recall": plot_precision_recall(curves),
-            "reliability": plot_reliability(reliability)}
+    intervals = roc_intervals(config, pooled_predictions(config, folders))
+    return {"roc with bands": plot_roc(curves, bands=bands, intervals=intervals, language=language),
+            "precision and recall": plot_precision_recall(curves, language=language),
+            "reliability": plot_reliability(reliability, language=language)}

@@ -28,7 +28,7 @@ from ..errors import ConfigError, ExplainableMRIError
 from .folder import check_experiment, load_cohort, split_cohort, write_table
 from .train import train_fold
 from ..files import read_json, replacing, write_json
-from ..report.figures import _charts, _label
+from ..report.figures import charts, label_chart
 
 # %% ../../nbs/91_sweep.ipynb #9d54be24
 def _check_unseen(pool: pd.DataFrame, test: pd.DataFrame) -> None:
@@ -172,14 +172,14 @@ def plot_trials(
     metric: str = "auc",   # what the value is
 ) -> Figure:               # the figure: value in order of trials, and by each key
     "Draw what was tried."
-    figure, axes = _charts(3.4 * (len(keys) + 1), 3.4, len(keys) + 1)
+    figure, axes = charts(3.4 * (len(keys) + 1), 3.4, len(keys) + 1)
     done = table[table.state == "complete"]
     for ax, name in zip(axes, ["trial", *keys]):
         numbers = pd.api.types.is_numeric_dtype(done[name])
         ax.plot(done[name] if numbers else done[name].astype(str), done.value, "o", color="#0072B2", markersize=5)
         if numbers and name != "trial" and done[name].min() > 0 and done[name].max() / done[name].min() > 8:
             ax.set_xscale("log")
-        _label(ax, name.rpartition(".")[2] if name != "trial" else name, f"{metric}, inner test parts", "in order" if name == "trial" else name)
+        label_chart(ax, name.rpartition(".")[2] if name != "trial" else name, f"{metric}, inner test parts", "in order" if name == "trial" else name)
     return figure
 
 

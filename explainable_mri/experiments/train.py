@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fit_residuals', 'learn_covariates', 'fit_fold_norms', 'relevance_snapshots', 'train_fold', 'read_predictions',
-           'pooled_predictions', 'metrics_table', 'training_figures']
+           'pooled_predictions', 'metrics_table', 'training_figures', 'roc_intervals']
 
 # %% ../../nbs/81_train.ipynb #9224c7c2
 import warnings
@@ -31,6 +31,7 @@ from ..environment import describe_environment
 from ..errors import ConfigError, suggest
 from ..evaluation.baselines import fit_baseline, fit_regression_baseline
 from ..evaluation.calibration import LIKELIHOOD, calibration_values, fit_calibration, youden_threshold
+from ..evaluation.performance import auc_table
 from .folder import (
     SCAN, all_covariates, check_experiment, check_inputs, check_seal, load_cohort, open_experiment, read_scans, record_inputs, save_figures, seal, split_cohort, write_table)
 from ..explainers.base import ExplanationWarning
@@ -306,27 +307,42 @@ def _metric_rows(config: ExperimentConfig, fold: str, usual: dict[str, dict[str,
             for comparison in usual for rule, found in rules if comparison in found]
 
 # %% ../../nbs/81_train.ipynb #9011dd30
+_WORDS = {"en": {"probability": "probability of {name}", "estimated": "estimated {name}"},
+          "de": {"probability": "Wahrscheinlichkeit für {name}", "estimated": "geschätzt: {name}"}}
+
+
 def training_figures(
     config: ExperimentConfig,  # the experiment
     folders: list[Path],       # folders of its folds
+    language: str = "en",      # "en" or "de"
 ) -> dict[str, Figure]:        # figures by name
-    "Draw training curves, and what the network says of the test scans: ROC, confusion and probabilities, or a scatter."
-    scans, task = pooled_predictions(config, folders), config.task
+    "Draw training curves, and what the network says of the test scans: ROC with intervals, confusion and probabilities, or a scatter."
+    scans, task, words = pooled_predictions(config, folders), config.task, _WORDS[language]
     figures = {}
     for folder in folders:
         history = read_history(folder)
-        figures[f"history {folder.name}"] = plot_history(history, best_epoch(history, config.training.monitor))
+        figures[f"history {folder.name}"] = plot_history(history, best_epoch(history, config.training.monitor), language)
     if task.kind == "regression":
         unit = f" ({task.unit})" if task.unit else ""
         return {**figures, "estimates": plot_correlation(scans[task.target], scans.prediction, scans.group, f"{task.target}{unit}",
-                                                         f"estimated {task.target}{unit}")}
-    figures["roc"] = plot_roc(_roc_curves(config, scans))
-    figures["confusion"] = plot_confusion(scans.group, predicted_labels(task, scans), task.outputs)
+                                                         f"{words['estimated'].format(name=task.target)}{unit}", language=language)}
+    figures["roc"] = plot_roc(_roc_curves(config, scans), intervals=roc_intervals(config, scans), language=language)
+    figures["confusion"] = plot_confusion(scans.group, predicted_labels(task, scans), task.outputs, language=language)
     for column in prediction_columns(task):
         name = column.removeprefix("probability ") if column != "probability" else task.outputs[1]
         key = "probabilities" if column == "probability" else f"probabilities {name}"
-        figures[key] = plot_probabilities(scans.group, scans[column], 0.5 if column == "probability" else None, f"probability of {name}")
+        figures[key] = plot_probabilities(scans.group, scans[column], 0.5 if column == "probability" else None,
+                                          words["probability"].format(name=name), language=language)
     return figures
+
+
+def roc_intervals(
+    config: ExperimentConfig,  # the experiment
+    scans: pd.DataFrame,       # from `pooled_predictions`
+) -> dict[str, tuple[float, float]]:  # ends by curve, such as "AD vs CN"
+    "The 95 % intervals of the areas under the ROC curves, over persons."
+    areas = auc_table(config.task, scans, task_metrics(config.task, scans, scans))
+    return {f"{name.partition('_vs_')[0]} vs {config.task.outputs[0]}": ends for name, ends in areas.items()}
 
 
 def _roc_curves(config: ExperimentConfig, scans: pd.DataFrame) -> dict[str, tuple[pd.Series, pd.Series]]:

@@ -28,8 +28,8 @@ from ..environment import optional_import, package_versions
 from ..errors import ExplainableMRIError
 from ..files import replacing
 from ..inference import Explanation
-from .figures import plot_relevance, relevance_limits
-from .scan import LANGUAGES, Scale, _unit
+from .figures import plot_relevance, relevance_limits, say_number
+from .scan import LANGUAGES, Scale, map_unit
 
 # %% ../../nbs/79_dicom.ipynb #466d2959
 class ArchiveError(ExplainableMRIError, ValueError):
@@ -311,7 +311,7 @@ _WORDS = {
            "sagittal radiological": "Front (A) is on the left of the picture; x > 0 is the person\u2019s RIGHT side.",
            "sagittal neurological": "Front (A) is on the right of the picture; x > 0 is the person\u2019s RIGHT side.",
            "own": "Scan\u2019s own space; positions in mm, right, front and up positive.", "grid": "MNI space (grid {grid}); positions in mm.",
-           "colours": "Coloured from \u00b1{low:.2g} on, full at \u00b1{high:.2g} {label}. Red speaks for {target}, blue against.",
+           "colours": "Coloured from \u00b1{low} on, full at \u00b1{high} {label}. Red speaks for {target}, blue against.",
            "nowhere": "Nowhere above the threshold."},
     "de": {"research": "NUR F\u00dcR DIE FORSCHUNG \u2013 NICHT F\u00dcR DIE DIAGNOSE", "axial": "axiale Schichten", "coronal": "koronare Schichten",
            "sagittal": "sagittale Schichten", "title": "Relevanz f\u00fcr {target} nach {method}: {plane}", "says": "Das Netz sagt: {prediction}",
@@ -320,7 +320,7 @@ _WORDS = {
            "sagittal radiological": "Vorn (A) ist links im Bild; x > 0 ist die RECHTE Seite der Person.",
            "sagittal neurological": "Vorn (A) ist rechts im Bild; x > 0 ist die RECHTE Seite der Person.",
            "own": "Im Raum der Aufnahme; Orte in mm, positiv nach rechts, vorn und oben.", "grid": "MNI-Raum (Gitter {grid}); Orte in mm.",
-           "colours": "Farbig ab \u00b1{low:.2g}, voll bei \u00b1{high:.2g} {label}. Rot spricht f\u00fcr {target}, Blau dagegen.",
+           "colours": "Farbig ab \u00b1{low}, voll bei \u00b1{high} {label}. Rot spricht f\u00fcr {target}, Blau dagegen.",
            "nowhere": "Nirgends \u00fcber der Schwelle."}}
 _DPI, _WIDTH = 140, 9.2                       # dots and inches
 _PLANES = {"axial": ("z", 4), "coronal": ("y", 4), "sagittal": ("x", 3)}  # axis, and rows of five slices
@@ -378,8 +378,10 @@ def draw_pages(
         raise ArchiveError(f"The convention is 'radiological' or 'neurological', and the language 'en' or 'de', not {convention!r} and {language!r}.")
     words, (drawn, under, grid) = _WORDS[language], _straight(explanation, on_scan)
     low, high = (scale.threshold, scale.vmax) if scale else relevance_limits(explanation.relevance.array)
-    label = LANGUAGES[language]["per_voxel"].format(unit=_unit(explanation, LANGUAGES[language]))
-    colours = words["colours"].format(low=low, high=high, label=label, target=explanation.target)
+    unit = map_unit(explanation.prediction.task, explanation.method, bool(explanation.check and explanation.check.promised), LANGUAGES[language])
+    label = LANGUAGES[language]["per_voxel"].format(unit=unit)
+    colours = words["colours"].format(low=say_number(low, "{:.2g}", language), high=say_number(high, "{:.2g}", language), label=label,
+                                      target=explanation.target)
     shows = "" if (np.abs(drawn) >= low).any() else f" {words['nowhere']}"
     space = words["grid" if on_scan is None else "own"].format(grid=explanation.relevance.grid.name)
     foot = _strip([*textwrap.wrap(describe_derivation(explanation, on_scan).split(". ", 1)[1], 125)[:3], *filter(None, [name])], words)
@@ -391,7 +393,7 @@ def draw_pages(
         cuts = _cuts(drawn, grid, "xyz".index(axis), 5 * rows)
         for row in range(rows):
             figure = plot_relevance(drawn, grid, background=under, cut_coords=cuts[5 * row:5 * row + 5], threshold=low, vmax=high, display=axis,
-                                    label=label, radiological=convention == "radiological")
+                                    label=label, language=language, radiological=convention == "radiological")
             parts.append(_pixels(figure))
         pages[plane] = np.concatenate([*parts, foot])
     return pages

@@ -194,9 +194,10 @@ footer { color: var(--muted); font-size: .88rem; margin-top: 1.6rem; }
   .keys { display: flex; flex-wrap: wrap; } .key { flex: 1 1 28%; }
   .scroll { overflow: visible; } table { width: 100%; font-size: 8pt; line-height: 1.3; } thead { display: table-header-group; }
   th, td { padding: .16rem .3rem; } section.screen { display: none; }
-  .pictures { display: block; } .pictures figure { margin: .5rem 0; } .pictures .half { display: inline-block; }
+  .pictures { display: block; orphans: 1; widows: 1; } .pictures figure { margin: .5rem 0; } .pictures .half { display: inline-block; }
   .pictures figure, .key, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  figure img { max-height: 235mm; width: auto; } pre { white-space: pre-wrap; } }
+  figure img { max-height: 235mm; width: auto; } figcaption { break-before: avoid; } .half figcaption { padding-right: .6rem; }
+  pre { white-space: pre-wrap; font-size: 7.5pt; columns: 2; border: 0; padding: 0; } summary { display: none; } }
 """
 
 # %% ../../nbs/71_documents.ipynb #67318077

@@ -19,8 +19,11 @@ from ..files import replacing
 from .documents import Block, Figure, KeyFigures, Report, Table, Text, date_in_words, notice
 
 # %% ../../nbs/73_slides.ipynb #5560ef1e
-_ROWS = 13        # rows of a table on a slide
-_LETTERS = 1100   # letters of running text on a slide
+_WIDTH, _HEIGHT, _MARGIN = 13.333, 7.5, 0.6  # inches
+_ROWS = 13           # rows of a table on a slide at most
+_TABLE_HEIGHT = 4.9  # inches of a slide for a table; its caption goes below
+_PER_INCH = 10       # letters of a table
+_LETTERS = 1100      # letters of running text on a slide
 
 
 def _split_text(text: Text) -> Iterator[Text]:
@@ -34,13 +37,40 @@ def _split_text(text: Text) -> Iterator[Text]:
     if part:
         yield Text("\n\n".join(part))
 
+# %% ../../nbs/73_slides.ipynb #b15892a3
+def _widths(rows: Sequence[Sequence[str]]) -> list[float]:
+    "Widths of columns in inches, by their longest cells and words."
+    longest = [max([8, *(min(len(cell), 60) for cell in column[1:]), *(len(word) + 2 for cell in column for word in cell.split())])
+               for column in zip(*rows)]
+    return [(_WIDTH - 2 * _MARGIN) * one / sum(longest) for one in longest]
+
+
+def _lines(table: Table, number: int | None = None) -> tuple[list[list[str]], list[float], list[int]]:
+    "Rows of a table, widths of its columns in inches, and lines of each row; of its first rows only where a number is given."
+    named = any(name for name, _ in table.header)  # a list of facts has no headings
+    rows = [[name for name, _ in table.header]] * named + table.rows[:number]
+    widths = _widths(rows if named else [[""] * len(table.header), *rows])
+    return rows, widths, [max(math.ceil(max(len(cell), 1) / (_PER_INCH * width)) for cell, width in zip(row, widths)) for row in rows]
+
+
+def _table_height(lines: Sequence[int]) -> float:
+    "Height of a table's rows in inches."
+    return sum(0.14 + 0.19 * one for one in lines)
+
 
 def _split_table(table: Table) -> Iterator[Table]:
-    "A table in parts that fit on a slide; each has the caption."
-    for start in range(0, max(len(table.frame), 1), _ROWS):
-        yield Table(table.frame.iloc[start:start + _ROWS], table.caption, table.formats, table.names, table.decimal)
+    "A table in parts that fit on a slide, by the lines of their cells; each has the caption."
+    rest = table.frame
+    while True:
+        part = Table(rest, table.caption, table.formats, table.names, table.decimal)
+        fits = [number for number in range(1, min(_ROWS, len(rest)) + 1) if _table_height(_lines(part, number)[2]) <= _TABLE_HEIGHT]
+        number = max(fits, default=1)
+        yield Table(rest.iloc[:number], table.caption, table.formats, table.names, table.decimal)
+        rest = rest.iloc[number:]
+        if not len(rest):
+            return
 
-
+# %% ../../nbs/73_slides.ipynb #721e53d3
 def slides_of(
     report: Report,                       # the report
 ) -> list[tuple[str, Sequence[Block]]]:   # title and blocks of each slide, after the first
@@ -57,10 +87,6 @@ def slides_of(
     return slides
 
 # %% ../../nbs/73_slides.ipynb #3062739b
-_WIDTH, _HEIGHT, _MARGIN = 13.333, 7.5, 0.6
-_PER_INCH = 10  # letters of a table
-
-
 def _write(slide: Any, words: Sequence[str], box: Sequence[float], size: float, bold: bool = False, color: str = "1C2530", align: str = "l") -> None:
     "Put paragraphs into a text box (left, top, width, height)."
     from pptx.dml.color import RGBColor
@@ -89,23 +115,13 @@ def _place_picture(slide: Any, block: Figure) -> None:
         _write(slide, [block.caption], (_MARGIN, 1.3 + scale * height, _WIDTH - 2 * _MARGIN, 0.8), 13, color="5B6875")
 
 # %% ../../nbs/73_slides.ipynb #ca6e253a
-def _widths(rows: Sequence[Sequence[str]]) -> list[float]:
-    "Widths of columns in inches, by their longest cells and words."
-    longest = [max([8, *(min(len(cell), 60) for cell in column[1:]), *(len(word) + 2 for cell in column for word in cell.split())])
-               for column in zip(*rows)]
-    return [(_WIDTH - 2 * _MARGIN) * one / sum(longest) for one in longest]
-
-
 def _place_table(slide: Any, block: Table) -> None:
     "Place a table that is one, its numbers to the right, its caption below."
     from pptx.enum.text import PP_ALIGN
     from pptx.util import Inches, Pt
 
-    named = any(name for name, _ in block.header)  # a list of facts has no headings
-    rows = [[name for name, _ in block.header]] * named + block.rows
-    widths = _widths(rows if named else [[""] * len(block.header), *rows])
-    lines = [max(math.ceil(max(len(cell), 1) / (_PER_INCH * width)) for cell, width in zip(row, widths)) for row in rows]
-    height = sum(0.14 + 0.19 * one for one in lines)
+    rows, widths, lines = _lines(block)
+    named, height = len(rows) > len(block.frame), _table_height(lines)
     shape = slide.shapes.add_table(len(rows), len(widths), *map(Inches, (_MARGIN, 1.2, _WIDTH - 2 * _MARGIN, height)))
     shape.table.first_row = named
     for number, (row, one) in enumerate(zip(rows, lines)):

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,6 +102,11 @@ class Upload:
     path: Path   # where it lies
     when: float  # when it came, as `time.monotonic` counts
 
+    @property
+    def prepared(self) -> Path:
+        "Where a raw scan is prepared: a folder beside it, which is deleted with it."
+        return self.path.with_name(f"{self.path.name}.prepared")
+
 
 @dataclass
 class Uploads:
@@ -142,7 +148,10 @@ class Uploads:
         return path.stat().st_size
 
 # %% ../../nbs/97_uploads.ipynb #80bd5cc3
-def _finish(uploads: Uploads) -> Upload:
+def _finish(
+    uploads: Uploads,               # those of the session
+    known: Iterable[str] = (),      # names that are taken otherwise
+) -> Upload:                        # under a name that nothing else has
     "Check a file that is complete; raises `UploadError`, and then it is deleted."
     if uploads._now is None:
         raise UploadError("There is no file that could be finished.")
@@ -154,7 +163,7 @@ def _finish(uploads: Uploads) -> Upload:
     except UploadError:
         uploads.cancel()
         raise
-    taken = {one.name for one in uploads.taken}
+    taken = {*known, *(one.name for one in uploads.taken)}
     shown = name if name not in taken else next(f"{name} ({number})" for number in range(2, 10**6) if f"{name} ({number})" not in taken)
     uploads._now = None
     uploads.taken.append(Upload(shown, path, time.monotonic()))
@@ -170,11 +179,18 @@ def _cancel(uploads: Uploads) -> None:
 
 def _remove_expired(uploads: Uploads) -> list[str]:  # names
     "Delete the files whose time is over."
-    old = [one for one in uploads.taken if time.monotonic() - one.when > uploads.limits.seconds]
-    for one in old:
-        one.path.unlink(missing_ok=True)
+    old = [one.name for one in uploads.taken if time.monotonic() - one.when > uploads.limits.seconds]
+    for name in old:
+        uploads.remove(name)
+    return old
+
+
+def _remove(uploads: Uploads, name: str) -> None:
+    "Delete a file that was taken, and what was prepared from it."
+    for one in [one for one in uploads.taken if one.name == name]:
         uploads.taken.remove(one)
-    return [one.name for one in old]
+        one.path.unlink(missing_ok=True)
+        shutil.rmtree(one.prepared, ignore_errors=True)
 
 
 def _close(uploads: Uploads) -> None:
@@ -183,4 +199,4 @@ def _close(uploads: Uploads) -> None:
     uploads.taken.clear()
 
 
-Uploads.finish, Uploads.cancel, Uploads.remove_expired, Uploads.close = _finish, _cancel, _remove_expired, _close
+Uploads.finish, Uploads.cancel, Uploads.remove, Uploads.remove_expired, Uploads.close = _finish, _cancel, _remove, _remove_expired, _close

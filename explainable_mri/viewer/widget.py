@@ -24,7 +24,8 @@ from ..errors import ConfigError, ExplainableMRIError
 from ..inference import Explanation, Model, load_model
 from ..report.documents import notice
 from ..report.figures import relevance_limits
-from ..report.scan import LANGUAGES, Scale, _region_name, _say, _unit
+from ..report.narrative import region_words
+from ..report.scan import LANGUAGES, Scale, _say, _unit
 from ..report.sunburst import node_values, wheel
 from .state import (
     BOUNDS, Clusters, Collection, Scene, Single, Subject, ViewerState, describe_clusters, describe_place, explanation_scene,
@@ -570,9 +571,9 @@ def _sectors(scene: Scene, words: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _rows(scene: Scene, words: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _rows(scene: Scene, language: str) -> list[dict[str, Any]]:
     "The table of regions."
-    return [{"name": _region_name(row.region, words), "relevance": row.relevance, "share": None if np.isnan(row.share) else row.share,
+    return [{"name": region_words(row.region, language), "relevance": row.relevance, "share": None if np.isnan(row.share) else row.share,
              "place": [row.x, row.y, row.z]} for row in region_rows(scene).itertuples()]
 
 
@@ -644,7 +645,7 @@ def _told_scene(session: Session) -> dict[str, Any]:
     target = explanation.target if explanation else words["the_class"]
     said = LANGUAGES[state.language]
     numbers = {name: number for number, name in scene.atlas.names.items()}
-    regions = [[numbers[name], _region_name(name, words), list(place)] for name, place in region_places(scene.atlas, grid).items()]
+    regions = [[numbers[name], region_words(name, state.language), list(place)] for name, place in region_places(scene.atlas, grid).items()]
     note = (said["scale_controls"].format(controls=scene.scale.controls, groups=", ".join(scene.scale.groups)) if scene.scale.controls
             else said["scale_own"]) + (" " + said["not_atrophy"])
     names = [state.subject, state.other_subject or state.subject]
@@ -654,7 +655,7 @@ def _told_scene(session: Session) -> dict[str, Any]:
         "shape": list(grid.cropped_shape), "size": list(grid.voxel_size), "affine": grid.cropped_affine[:3].tolist(),
         "inverse": np.linalg.inv(grid.cropped_affine)[:3].tolist(), "colours": _COLOURS.ravel().tolist(), "regions": sorted(regions,
           key=lambda one: one[1]),
-        "rows": _rows(scene, words), "sectors": _sectors(scene, words), "titles": titles, "note": note,
+        "rows": _rows(scene, state.language), "sectors": _sectors(scene, words), "titles": titles, "note": note,
         "unit": said["per_voxel"].format(unit=_unit(explanation, said)) if explanation else "",
         "notes": list(explanation.notes) if explanation else [], "sentence": likelihood_sentence(explanation, state.language) if explanation else "",
         "forms": list(session.forms) if explanation else []}

@@ -1,0 +1,102 @@
+"""The report of an experiment in a browser and on paper: it fits every width, and nothing is cut in print; in both languages."""
+import io
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from explainable_mri.config import make_config
+from explainable_mri.experiments.checklists import checklist_reports
+from explainable_mri.experiments.explain import explain_fold
+from explainable_mri.experiments.report import experiment_report, write_experiment_report
+from explainable_mri.experiments.train import train_fold
+from explainable_mri.report.slides import write_slides
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PAGES = ["report.html", "report-de.html", "checklists.html", "checklists-de.html", "model-card.html", "model-card-de.html"]
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    "A small experiment with two folds, its reports written."
+    folder = tmp_path_factory.mktemp("experiment")
+    config = make_config({"name": "tiny", "results": str(folder / "results"), "split": {"params": {"folds": 2}}, "training": {"epochs": 2},
+                          "cohort": {"name": "phantom", "params": {"folder": str(folder / "data"), "scans": 48}},
+                          "covariates": ["age"], "evaluation": {"replicates": 100}})
+    for fold in (1, 2):
+        train_fold(config, fold)
+        explain_fold(config, fold)
+    for language in ("en", "de"):
+        write_experiment_report(config, language=language)
+    return config
+
+
+@pytest.fixture(scope="module")
+def reports(experiment):
+    "The report in both languages."
+    return {language: experiment_report(experiment, language) for language in ("en", "de")}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "Headless Chromium."
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_cut(experiment, browser, name):
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((experiment.folder / name).as_uri())
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert page.get_attribute("html", "lang") == ("de" if "-de" in name else "en")
+    for width in (1400, 820, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.set_viewport_size({"width": 695, "height": 900})  # the width of A4 between its margins
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 695
+    cut = page.evaluate("[...document.querySelectorAll('.scroll, td, th')].filter((one) => one.scrollWidth > one.clientWidth + 1).length")
+    assert cut == 0, f"{cut} tables or cells are wider than their place"
+    page.close()
+
+
+def test_pages_of_the_print_are_filled(experiment, browser):
+    pypdf = pytest.importorskip("pypdf")
+    page = browser.new_page()
+    page.goto((experiment.folder / "report-de.html").as_uri())
+    pages = pypdf.PdfReader(io.BytesIO(page.pdf(format="A4", prefer_css_page_size=True))).pages
+    page.close()
+    assert len(pages) <= 13
+    bare = [number for number, one in enumerate(pages, 1) if len(one.extract_text()) < 40 and not one.images]
+    assert not bare, f"pages {bare} are empty"
+
+
+def test_both_languages_hold_the_same(experiment, reports):
+    for one, other in zip(reports["en"].sections, reports["de"].sections, strict=True):
+        assert [type(block) for block in one.blocks] == [type(block) for block in other.blocks], one.title
+        for block, same in zip(one.blocks, other.blocks):
+            assert not hasattr(block, "frame") or block.frame.shape == same.frame.shape
+    page = re.sub(r"<[^>]+>", " ", (experiment.folder / "report.html").read_text(encoding="utf-8"))
+    assert not re.search(r"[A-Z]\w+_[LR]\b", page), "a region has the atlas's name, not a reader's"
+    assert "is not an atrophy map" in page and "Red speaks for MCI or AD" in page and "class 1" not in page
+
+
+def test_slides_hold_every_picture(experiment, reports, tmp_path):
+    pptx, report = pytest.importorskip("pptx"), reports["de"]
+    deck = pptx.Presentation(str(write_slides(report, tmp_path / "talk.pptx")))
+    shapes = [shape for slide in deck.slides for shape in slide.shapes]
+    pictures = sum(type(block).__name__ == "Figure" for section in report.sections for block in section.blocks)
+    assert sum(shape.shape_type == 13 for shape in shapes) == pictures
+    lists = pptx.Presentation(str(write_slides(checklist_reports(experiment, "de")["checklists"], tmp_path / "lists.pptx")))
+    shapes += [shape for slide in lists.slides for shape in slide.shapes]
+    out = [shape for shape in shapes if shape.left < 0 or shape.left + shape.width > deck.slide_width or shape.top + shape.height > deck.slide_height]
+    assert not out, [shape.text_frame.text for shape in out if shape.has_text_frame]
