@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['describe_error', 'main', 'simulate_command', 'check_command', 'simulate_atrophy_command', 'train_command',
-           'explain_command', 'report_command', 'crossval_command', 'compare_command', 'reproduce_command',
-           'leaderboard_command', 'sweep_command', 'evaluate_command', 'predict_command', 'prepare_command',
-           'import_keras_command', 'app_command', 'info_command']
+           'explain_command', 'report_command', 'run_command', 'crossval_command', 'compare_command',
+           'reproduce_command', 'leaderboard_command', 'sweep_command', 'evaluate_command', 'predict_command',
+           'prepare_command', 'import_keras_command', 'app_command', 'info_command']
 
 # %% ../nbs/99_cli.ipynb #56b5ad18
 import errno
@@ -239,6 +239,36 @@ def report_command(config: ExperimentConfig, language: str, to: Path | None) -> 
     from explainable_mri.experiments.report import write_experiment_report
 
     click.echo(f"Report: {write_experiment_report(config, to, language)}")
+
+# %% ../nbs/99_cli.ipynb #7936621f
+@main.command("run")
+@click.argument("notebook", type=click.Choice(["train", "explain"]))
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_fold
+@click.option("--language", type=click.Choice(["en", "de"]), default="en", show_default=True, help="English or German.")
+@click.option("--report", is_flag=True, help="Write a page without code beside the executed notebook, too.")
+def run_command(notebook: str, config: Path, overrides: tuple[str, ...], fold: int, language: str, report: bool) -> None:
+    """Execute the notebook of a fold's training or explanation, and keep it in the folder of the fold.
+
+    \b
+    Example:
+      explainable-mri run train config/demo.yaml --fold 1 --report
+      explainable-mri run explain config/demo.yaml --fold 1 --report --language de
+    """
+    import shlex
+
+    from explainable_mri.experiments.launch import find_notebook, run_notebook
+
+    out = load_config(config, overrides).folder / f"fold-{fold}" / f"{notebook}.ipynb"
+    parameters = {"config": str(config), "overrides": shlex.join(overrides), "fold": fold, "language": language}
+    try:
+        run_notebook(find_notebook(notebook), out, parameters, report)
+    except Exception as error:
+        if not hasattr(error, "evalue"):
+            raise
+        raise ConfigError(f"{error.evalue}\nThe notebook is kept up to there: {out.with_name('failed-' + out.name)}") from None
+    click.echo(f"Executed: {out}" + (f"\nReport: {out.with_suffix('.html')}" if report else ""))
 
 # %% ../nbs/99_cli.ipynb #3cf55c95
 @main.command("crossval")

@@ -44,7 +44,8 @@ def run_fold(
     "Train and explain a fold by the notebooks, and keep these executed in its folder."
     path = config.folder / "study" / "config.yaml"
     for name in NOTEBOOKS:
-        run_notebook(find_notebook(name), config.folder / f"fold-{fold}" / f"{name}.ipynb", {"config": str(path), "overrides": "", "fold": fold})
+        run_notebook(find_notebook(name), config.folder / f"fold-{fold}" / f"{name}.ipynb", {"config": str(path), "overrides": "", "fold": fold},
+                     report=True)
 
 # %% ../../nbs/87_crossval.ipynb #616a7873
 @dataclass(frozen=True)

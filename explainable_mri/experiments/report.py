@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'recorded_config', 'table_words', 'report_table', 'report_figures', 'task_words', 'baseline_words',
-           'value_with_ends', 'with_interval', 'representative_scans', 'example_figures', 'experiment_report',
-           'write_experiment_report']
+           'value_with_ends', 'with_interval', 'representative_scans', 'example_figures', 'fold_facts',
+           'training_sections', 'explanation_sections', 'experiment_report', 'write_experiment_report']
 
 # %% ../../nbs/84_report.ipynb #7f39a365
 import os
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import matplotlib.figure
@@ -27,16 +28,17 @@ from ..data.splits import make_splits
 from ..data.volumes import get_grid, load_map, load_volume
 from ..errors import ConfigError, suggest
 from ..evaluation.performance import FEW, auc_table, cautions
+from ..evaluation.summaries import calibration_table
 from .checklists import write_checklists
 from explainable_mri.experiments.explain import (
     enrichments, experiment_scale, explanation_figures, mean_relevance, plot_planes, read_explanations, read_group, region_volumes,
     relevance_unit, target_words)
 from .folder import (
     check_experiment, check_inputs, check_seal, explained_folds, fold_number, load_cohort, save_figures, trained_folds)
-from .results import study_figures, study_tables
+from .results import fold_table, study_figures, study_tables, tested_scans
 from .train import metrics_table, pooled_predictions, training_figures
 from ..files import read_json
-from ..report.documents import Block, Figure, KeyFigures, Report, Section, Table, Text
+from ..report.documents import Block, Figure, KeyFigures, Report, Section, Table, Text, date_in_words, folded
 from ..report.figures import comparison_words, correlation_words, plot_cohort, say_number
 from ..report.narrative import gyrus_words, region_words
 from ..report.pdf import save_report
@@ -63,7 +65,7 @@ def recorded_config(
                               "so their maps cannot be put together. Explain both with the same configuration.")
     return make_config(values | ({"explanation": settings[first]} if first else {}))
 
-# %% ../../nbs/84_report.ipynb #0c83cc3c
+# %% ../../nbs/84_report.ipynb #cb54967d
 WORDS: dict[str, dict[str, str]] = {"en": {
     "title": "Experiment {name}", "simulated": " (simulated cohort)", "cohort": "Cohort", "predictions": "Predictions for unseen scans",
     "metrics": "Metrics with intervals", "held_out": "Cohort by cohort", "calibration": "Does the likelihood hold?",
@@ -112,7 +114,7 @@ WORDS: dict[str, dict[str, str]] = {"en": {
     "filled in from what it knows: model-card.html and checklists.html.",
 }}
 
-# %% ../../nbs/84_report.ipynb #13feee32
+# %% ../../nbs/84_report.ipynb #e7e55000
 WORDS["en"] |= {
     "roc": "ROC curves of the test scans; bands hold 95 % of what other persons would have given", "precision and recall": "Precision against "
     "recall; "
@@ -124,7 +126,7 @@ WORDS["en"] |= {
     "enrichment": "Enrichment of relevance by group", "correlation": "Relevance against volume; the curve is a local regression",
 }
 
-# %% ../../nbs/84_report.ipynb #5846ebda
+# %% ../../nbs/84_report.ipynb #9f72afbd
 WORDS["de"] = {
     "title": "Experiment {name}", "simulated": " (simulierte Kohorte)", "cohort": "Kohorte", "predictions": "Vorhersagen für ungesehene Scans",
     "metrics": "Gütemaße mit Intervallen", "held_out": "Kohorte für Kohorte", "calibration": "Stimmt die Wahrscheinlichkeit?",
@@ -174,7 +176,7 @@ WORDS["de"] = {
     "TRIPOD+AI, ausgefüllt mit dem, was er weiß: model-card-de.html und checklists-de.html.",
 }
 
-# %% ../../nbs/84_report.ipynb #d250fef3
+# %% ../../nbs/84_report.ipynb #8241b07f
 WORDS["de"] |= {
     "roc": "ROC-Kurven der Test-Scans; die Bänder umfassen 95 % dessen, was andere Personen ergeben hätten", "precision and recall": "Positiver "
     "Vorhersagewert gegen Sensitivität; gepunktet: der Anteil der Erkrankten", "confusion": "Wie die Scans jeder Gruppe eingeordnet wurden, mit dem "
@@ -187,7 +189,7 @@ WORDS["de"] |= {
     "enrichment": "Anreicherung der Relevanz nach Gruppe", "correlation": "Relevanz gegen Volumen; die Kurve ist eine lokale Regression",
 }
 
-# %% ../../nbs/84_report.ipynb #fe2f6153
+# %% ../../nbs/84_report.ipynb #409be003
 WORDS["en"] |= {
     "method": "The maps are made by {method}, and explain {target}. The means are those of the test scans of a group.",
     "scale_own": "There are no maps of controls, so the scale is that of the maps themselves: colours begin at the magnitude that 3 % of their "
@@ -235,7 +237,7 @@ WORDS["en"] |= {
     "disease.", "and": " and ",
 }
 
-# %% ../../nbs/84_report.ipynb #07b34938
+# %% ../../nbs/84_report.ipynb #83b5f4a4
 WORDS["de"] |= {
     "method": "Die Karten sind mit {method} gemacht und erklären {target}. Die Mittel sind die der Test-Scans einer Gruppe.",
     "scale_own": "Es gibt keine Karten von Kontrollpersonen, die Skala ist daher die der Karten selbst: Die Farben beginnen bei dem Betrag, den 3 % "
@@ -286,7 +288,7 @@ WORDS["de"] |= {
     "beim Entfernen des Schädels blieb, nicht nach der Krankheit.", "and": " und ",
 }
 
-# %% ../../nbs/84_report.ipynb #93aeabaf
+# %% ../../nbs/84_report.ipynb #afc2d11e
 _NAMES = {"en": {"balanced_accuracy": "balanced accuracy", "auc": "AUC", "ppv": "PPV", "npv": "NPV", "f1": "F1", "mae": "mean absolute error",
                  "brier": "Brier score", "log_loss": "log-loss", "ece": "ECE", "of": "of the", "network_r": "r of the network",
                  "other_r": "r of the other",
@@ -370,7 +372,7 @@ def _cohort_section(config: ExperimentConfig, cohort: Cohort, language: str) -> 
     return Section(words["cohort"], [*notes, block, Figure(plot_cohort(cohort.table, language=language), words["cohort_figure"],
         words["cohort_figure"])])
 
-# %% ../../nbs/84_report.ipynb #0e55bc81
+# %% ../../nbs/84_report.ipynb #6268ec92
 def task_words(
     config: ExperimentConfig,  # the experiment
     language: str = "en",      # "en" or "de"
@@ -404,7 +406,7 @@ def _ends(ends: Sequence[float], language: str, form: str = "{:.2f}") -> dict[st
     "The ends of an interval as the language writes them."
     return {name: say_number(value, form, language) for name, value in zip(("low", "high"), ends)}
 
-# %% ../../nbs/84_report.ipynb #75868749
+# %% ../../nbs/84_report.ipynb #585812da
 def baseline_words(
     config: ExperimentConfig,  # the experiment
     name: str,                 # of a baseline, such as region_volume
@@ -470,7 +472,7 @@ def _side_by_side(cells: pd.DataFrame, language: str) -> tuple[pd.DataFrame, str
             "comparison", sort=False)]
     return pd.concat(parts, axis=1).reset_index(), told
 
-# %% ../../nbs/84_report.ipynb #7507e9aa
+# %% ../../nbs/84_report.ipynb #5202eaa5
 def _difference(table: pd.DataFrame) -> pd.DataFrame:
     "A comparison with what is simpler, its interval being that of the difference."
     return table.rename(columns={"low": "difference_low", "high": "difference_high"})
@@ -500,7 +502,7 @@ def _study_sections(config: ExperimentConfig, tables: dict[str, pd.DataFrame], f
         sections[name] = Section(words[name], [report_table(frame, caption.strip(), language, phrases, headings), *drawn])
     return sections
 
-# %% ../../nbs/84_report.ipynb #b257e54c
+# %% ../../nbs/84_report.ipynb #6d483912
 def _making_section(config: ExperimentConfig, folders: list[Path], tables: dict[str, pd.DataFrame], figures: dict[str, matplotlib.figure.Figure],
                     language: str) -> Section:
     "Sizes, durations, the metrics of each fold and its training curves."
@@ -546,7 +548,7 @@ def _edge_line(scans: pd.DataFrame, language: str = "en") -> str:
     outside, edge, even = (_percent(scans[name].median(), language) for name in ("outside_share", "edge_share", "edge_volume_share"))
     return WORDS[language]["edge"].format(outside=outside, edge=edge, even=even, most=_percent(scans.outside_share.max(), language))
 
-# %% ../../nbs/84_report.ipynb #98108c71
+# %% ../../nbs/84_report.ipynb #91b0a034
 def _how_to_read(config: ExperimentConfig, folders: list[Path], scans: pd.DataFrame, language: str) -> Section:
     "What red and blue mean, what the maps are not, and where their scale comes from."
     words, known, scale = WORDS[language], LANGUAGES[language], experiment_scale(config, folders)
@@ -579,7 +581,7 @@ def _relevance_section(config: ExperimentConfig, folders: list[Path], scans: pd.
               {name: words[name] for name in frame}, "," if language == "de" else "."),
         Text(f"{_sum_line(scans, language)}\n\n{_edge_line(scans, language)}")])
 
-# %% ../../nbs/84_report.ipynb #e6d419f8
+# %% ../../nbs/84_report.ipynb #9b53deb1
 def _region_lines(scans: pd.DataFrame, language: str = "en") -> list[str]:
     "Correlation of relevance and volume of each region where both are known, in words."
     return [WORDS[language]["against_volume"].format(
@@ -667,7 +669,7 @@ def _key_figures(config: ExperimentConfig, trained: list[Path], scans: pd.DataFr
         figures.append((words["auc"].format(comparison=comparison_words(row.comparison, language)), say_number(row.auc, language=language), remark))
     return KeyFigures(figures + truth)
 
-# %% ../../nbs/84_report.ipynb #d8d42d44
+# %% ../../nbs/84_report.ipynb #7dc9fd9c
 def _worse_than_simple(config: ExperimentConfig, baselines: pd.DataFrame, language: str = "en") -> list[str]:
     "Which baselines are shown to be better than the network."
     number, words = config.task.kind == "regression", WORDS[language]
@@ -707,6 +709,90 @@ def _edge_warnings(scans: pd.DataFrame | None, language: str = "en") -> list[str
     where = [words["outside_warning"].format(**told)] if outside > MOST_OUTSIDE else []
     where += [words["edge_warning"].format(**told)] if edge > 2 * even else []
     return [words["cheating"].format(where=words["and"].join(where))] if where else []
+
+# %% ../../nbs/84_report.ipynb #be009be8
+WORDS["en"] |= {
+    "training_of": "Training of {name}, fold {fold} of {total}", "explanation_of": "Explanation of {name}, fold {fold} of {total}",
+    "experiment": "experiment",
+    "trained": "trained", "explained": "explained", "parts": "parts", "duration": "duration", "device": "device", "software": "software",
+    "epochs_line": "{minutes} minutes, {epochs} epochs, the best of them {best}", "configuration": "Configuration",
+    "show": "Show the resolved configuration",
+    "method_name": "method", "facts": "What was done", "network": "network", "explained_scans": "{count} test scans, for {target}",
+}
+WORDS["de"] |= {
+    "training_of": "Training von {name}, Fold {fold} von {total}", "explanation_of": "Erklärung von {name}, Fold {fold} von {total}",
+    "experiment": "Experiment",
+    "trained": "trainiert", "explained": "erklärt", "parts": "Teile", "duration": "Dauer", "device": "Gerät", "software": "Software",
+    "epochs_line": "{minutes} Minuten, {epochs} Epochen, die beste davon {best}", "configuration": "Konfiguration",
+    "show": "Die vollständige Konfiguration zeigen",
+    "method_name": "Verfahren", "facts": "Was gemacht wurde", "network": "Netz", "explained_scans": "{count} Test-Scans, für {target}",
+}
+
+
+def _written(path: Path, language: str) -> str:
+    "When a file was written, in words."
+    return date_in_words(datetime.fromtimestamp(path.stat().st_mtime).astimezone(), language)
+
+
+def fold_facts(
+    config: ExperimentConfig,  # the experiment
+    folder: Path,              # folder of a trained fold
+    language: str = "en",      # "en" or "de"
+) -> Table:                    # a block of a report, a row a fact
+    "What was done for a fold: when, with whom, on what and how long."
+    words, row, environment = WORDS[language], fold_table(config, [folder]).iloc[0], read_json(folder / "environment.json")
+    said = {"train": "training"} if language == "en" else {}
+    parts = "; ".join(f"{said.get(name) or table_words(name, language)} {table_words(row[name], language)}"
+                      for name in ("train", "validation", "test"))
+    duration = words["epochs_line"].format(minutes=say_number(row.minutes, "{:.1f}", language), epochs=row.epochs, best=row["best epoch"])
+    software = ", ".join(f"{name} {value}" for name, value in environment.items() if name not in ("device", "threads"))
+    rows = [("experiment", f"{config.name}, fold {fold_number(folder)}"), ("trained", _written(folder / "metrics.json", language)), ("parts", parts),
+            ("network", config.model.name), ("duration", duration), ("device", environment.get("device", "?")), ("software", software)]
+    if (folder / "explanations" / "settings.json").exists():
+        count = words["explained_scans"].format(count=len(read_explanations([folder])), target=target_words(config, language))
+        rows[2:2] = [("explained", _written(folder / "explanations" / "settings.json", language)), ("scans", count)]
+        rows.insert(-1, ("method_name", config.explanation.explainer.name))
+    rows = [(words.get(name, table_words(name, language)), value) for name, value in rows]
+    return Table(pd.DataFrame(rows, columns=["item", "value"]), names={"item": "", "value": ""})
+
+# %% ../../nbs/84_report.ipynb #1d234a1d
+def training_sections(
+    config: ExperimentConfig,  # the experiment
+    folder: Path,              # folder of a trained fold
+    language: str = "en",      # "en" or "de"
+) -> dict[str, Section]:       # facts, cohort, predictions, metrics, calibration, history, configuration
+    "The report of a fold's training and test, section by section."
+    words, cohort = WORDS[language], load_cohort(config)
+    drawn = study_figures(config, [folder], cohort, language) | training_figures(config, [folder], language)
+    table = metrics_table(config, [folder]).drop(columns="fold").rename(columns={"n": "scans"})
+    reliability = report_figures(drawn, {"reliability": words["reliability"]})
+    if reliability:
+        values = calibration_table(config.task, tested_scans([folder], cohort), config.evaluation.replicates, config.seed)
+        reliability.insert(0, report_table(with_interval(values, language), words["calibration_caption"], language, ["of"]))
+    history = report_figures(drawn, {f"history {folder.name}": words["history"].format(fold=fold_number(folder))})
+    return {
+        "facts": Section(words["facts"], [fold_facts(config, folder, language)]), "cohort": _cohort_section(config, cohort, language),
+        "history": Section(words["history"].format(fold=fold_number(folder)), history),
+        "predictions": _prediction_section(config, [folder], drawn, language),
+        "metrics": Section("", [report_table(table, task_words(config, language)["called"], language, ("comparison", "threshold"))]),
+        "calibration": Section(words["calibration"] if reliability else "", reliability),
+        "configuration": Section(words["configuration"], [folded(words["show"], yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))])}
+
+
+def explanation_sections(
+    config: ExperimentConfig,  # the experiment
+    folder: Path,              # folder of an explained fold
+    language: str = "en",      # "en" or "de"
+) -> dict[str, Section]:       # facts, read, relevance, truth, single, configuration
+    "The report of a fold's explanations, section by section."
+    words, scans, figures = WORDS[language], read_explanations([folder]), explanation_figures(config, [folder], language)
+    settings = yaml.safe_dump(config.explanation.model_dump(mode="json"), sort_keys=False)
+    return {
+        "facts": Section(words["facts"], [fold_facts(config, folder, language)]), "read": _how_to_read(config, [folder], scans, language),
+        "relevance": _relevance_section(config, [folder], scans, figures, language),
+        "truth": _truth_section(config, scans, figures, language) if enrichments(scans) else Section("", []),
+        "single": Section(words["single"], [Text(words["single_text"]), *example_figures(config, [folder], language)]),
+        "configuration": Section(words["configuration"], [folded(words["show"], settings)])}
 
 # %% ../../nbs/84_report.ipynb #31f815c3
 def experiment_report(
