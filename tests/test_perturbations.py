@@ -10,9 +10,10 @@ from torch import nn
 from explainable_mri.data.atlases import load_atlas
 from explainable_mri.data.residuals import ResidualModel
 from explainable_mri.data.volumes import Volume, get_grid
-from explainable_mri.explainers.base import BaseExplainer, ExplainerError, build_explainer
-from explainable_mri.explainers.perturbations import Cubes, Occlusion
+from explainable_mri.explainers.base import BaseExplainer, ExplainerError, build_explainer, network_logits
+from explainable_mri.explainers.perturbations import Cubes, Occlusion, Patched
 from explainable_mri.inference import Model, ModelError
+from explainable_mri.models.networks import alexnet, dyrba2021, vgg
 
 SCAN = torch.rand(2, 1, 9, 8, 7, generator=torch.Generator().manual_seed(0))
 SCAN[:, :, :4] = 0
@@ -51,6 +52,37 @@ def test_occlusion_is_the_plain_loop(batch_size, residual):
             values = [one[(number, *centre)] for one in (found.logit, found.probability, found.positive, found.negative)]
             torch.testing.assert_close(torch.stack(values), torch.stack(expected), rtol=1e-4, atol=1e-5)
     assert found.evaluations < 2 * len(Cubes((9, 8, 7), 2, 3).centres())
+
+
+@pytest.mark.parametrize("build", [dyrba2021, alexnet, vgg, lambda shape: make_network(shape=shape), lambda shape: nn.Sequential(
+    nn.Conv3d(1, 3, 3, stride=2), nn.ReLU(inplace=True), nn.InstanceNorm3d(3), nn.AdaptiveAvgPool3d(3), nn.Flatten(), nn.Linear(81, 2), nn.Softmax(1))])
+def test_what_a_cube_does_not_change_is_not_computed_again(build):
+    "The group's CNN among others, on boxes around the cube up to the first layer that looks further, equals the plain loop."
+    shape, radius, step = (19, 21, 16), 3, 5
+    torch.manual_seed(0)
+    network = build(shape).eval()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm3d):  # as after training
+            nn.init.uniform_(layer.running_mean), nn.init.uniform_(layer.running_var, 0.5, 2), nn.init.uniform_(layer.bias)
+    scan, expected = torch.rand(1, 1, *shape), torch.rand(1, 1, *shape)
+    found = Occlusion(network, radius, step, batch_size=7, scans=scan).maps(scan - expected, 1)
+    for centre in Cubes(shape, radius, step).centres():
+        one = scan.clone()
+        one[(..., *Cubes(shape, radius, step).part(centre))] *= 0.5
+        with torch.no_grad():
+            logits, _ = network_logits(network, one - expected)
+        assert abs(found.logit[(0, *centre)] - logits[0, 1]) < 1e-5
+    local = len(Patched(network, (scan - expected)[0]).steps)
+    assert local == {dyrba2021: 12, alexnet: 13}.get(build, local) and local >= 2
+
+
+def test_a_network_that_is_no_sequence_or_has_hooks_is_applied_to_whole_scans():
+    network = make_network()
+    assert len(Patched(network, SCAN[0]).steps) == 2
+    network[1].register_forward_hook(lambda *_: None)
+    assert len(Patched(network, SCAN[0]).steps) == 1  # up to the hook
+    network.register_forward_hook(lambda *_: None)
+    assert not Patched(network, SCAN[0]).steps
 
 
 def test_feature_ablation_is_captums():
