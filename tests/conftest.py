@@ -2,8 +2,10 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,13 +58,27 @@ def copy(tmp_path: Path, copy_repository: Callable[[Path], Path]) -> Path:
     return copy_repository(tmp_path / "copy")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    "Headless Chromium that draws without a graphics processor."
+@contextmanager
+def launched_browser(*options: str) -> Iterator[Any]:
+    "Headless Chromium."
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--disable-gpu", "--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *options])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    "Headless Chromium that draws without a graphics processor."
+    with launched_browser("--disable-gpu") as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def drawing_browser() -> Iterator[Any]:
+    "Headless Chromium in which WebGL is drawn by software."
+    with launched_browser("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist") as browser:
+        yield browser

@@ -1,7 +1,6 @@
 """The report of an experiment in a browser and on paper: it fits every width, and nothing is cut in print; in both languages."""
 import io
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from explainable_mri.experiments.report import experiment_report, write_experime
 from explainable_mri.experiments.train import train_fold
 from explainable_mri.report.slides import write_slides
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PAGES = ["report.html", "report-de.html", "checklists.html", "checklists-de.html", "model-card.html", "model-card-de.html"]
 
 
@@ -36,18 +34,6 @@ def experiment(tmp_path_factory):
 def reports(experiment):
     "The report in both languages."
     return {language: experiment_report(experiment, language) for language in ("en", "de")}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    "Headless Chromium."
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("name", PAGES)

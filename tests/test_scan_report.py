@@ -1,5 +1,4 @@
 """The report of a scan in a browser: it works from the file alone, at every width and on paper."""
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ from explainable_mri.data.phantom import phantom_cohort
 from explainable_mri.evaluation.calibration import fit_calibration
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRAWN_BY_SOFTWARE = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--no-sandbox"]
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +24,9 @@ def reports(tmp_path_factory) -> dict[str, Path]:
     return {language: found.report(folder / f"{language}.html", language=language) for language in ("en", "de")}
 
 
-@pytest.fixture(scope="module")
-def browser():
-    "Headless Chromium that draws without a graphics processor."
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=DRAWN_BY_SOFTWARE)
-        yield browser
-        browser.close()
-
-
-def open_page(browser, path: Path, width: int = 1200, height: int = 900) -> Any:
+def open_page(drawing_browser, path: Path, width: int = 1200, height: int = 900) -> Any:
     "A page of a file, once its brain is drawn, with what it asked for and complained about."
-    page = browser.new_page(viewport={"width": width, "height": height})
+    page = drawing_browser.new_page(viewport={"width": width, "height": height})
     page.set_default_timeout(180_000)  # software draws, on a machine that may be busy
     page.asked, page.said = [], []
     page.on("request", lambda request: page.asked.append(request.url))
@@ -74,15 +59,15 @@ def colours(png: bytes) -> int:
     return int((np.abs(pixels[..., 0] - pixels[..., 2]) > 40).sum())
 
 
-def test_the_page_needs_nothing_but_itself(reports, browser):
-    page = open_page(browser, reports["en"])
+def test_the_page_needs_nothing_but_itself(reports, drawing_browser):
+    page = open_page(drawing_browser, reports["en"])
     assert [url for url in page.asked if not url.startswith(("file:", "data:", "blob:"))] == []
     assert [words for words in page.said if "GL Driver" not in words and "WebGL" not in words] == []
     page.close()
 
 
-def test_every_control_of_the_brain_does_what_it_says(reports, browser):
-    page = open_page(browser, reports["en"])
+def test_every_control_of_the_brain_does_what_it_says(reports, drawing_browser):
+    page = open_page(drawing_browser, reports["en"])
     part = lambda name: page.locator(f".brain [data-part={name}]")  # noqa: E731
     before = picture(page)
     assert colours(before) > 200, "the map is not drawn"
@@ -118,8 +103,8 @@ def test_every_control_of_the_brain_does_what_it_says(reports, browser):
 
 
 @pytest.mark.parametrize("language, sentence", [("en", "A relevance map is not an atrophy map"), ("de", "Eine Relevanzkarte ist keine Atrophiekarte")])
-def test_the_page_fits_every_width(reports, browser, language, sentence):
-    page = open_page(browser, reports[language], 1400)
+def test_the_page_fits_every_width(reports, drawing_browser, language, sentence):
+    page = open_page(drawing_browser, reports[language], 1400)
     assert sentence in page.inner_text("main") and page.get_attribute("html", "lang") == language
     for width in (1400, 820, 390):
         page.set_viewport_size({"width": width, "height": 900})
@@ -127,8 +112,8 @@ def test_the_page_fits_every_width(reports, browser, language, sentence):
     page.close()
 
 
-def test_nothing_is_cut_in_print(reports, browser):
-    page = open_page(browser, reports["en"], 695)  # the width of A4 between its margins
+def test_nothing_is_cut_in_print(reports, drawing_browser):
+    page = open_page(drawing_browser, reports["en"], 695)  # the width of A4 between its margins
     page.emulate_media(media="print")
     assert not page.locator(".brain").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 695
