@@ -6,7 +6,7 @@
 __all__ = ['FACTS', 'CLAIM', 'TRIPOD', 'MODEL_CARD', 'OPEN', 'experiment_facts', 'Item', 'fill_items', 'part_table',
            'checklist_reports', 'write_checklists']
 
-# %% ../../nbs/84_checklists.ipynb #68bbdd2c
+# %% ../../nbs/84_checklists.ipynb #d26e057f
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from ..data.splits import make_splits
 from ..data.volumes import get_grid
 from ..errors import ConfigError, suggest
 from ..evaluation.performance import auc_table
+from .explain import target_words
 from .folder import check_seal, explained_folds, fold_number, load_cohort, read_scans, trained_folds
 from .train import pooled_predictions
 from ..files import read_json
@@ -32,7 +33,7 @@ from ..report.pdf import save_report
 from ..report.scan import millimetres
 from ..training.metrics import binary_metrics, task_metrics
 
-# %% ../../nbs/84_checklists.ipynb #b5332803
+# %% ../../nbs/84_checklists.ipynb #d72b7f08
 FACTS: dict[str, dict[str, str]] = {"en": {
     "task_classes": "The network tells classes apart: {classes}.", "task_number": "The network estimates a number: {target}{unit}.",
     "source": "Cohort '{cohort}', read from {place}.", "simulated": "The scans are simulated (phantom), so no person was examined and diagnoses are "
@@ -67,7 +68,7 @@ FACTS["en"] |= {
     "test against baselines.",
 }
 
-# %% ../../nbs/84_checklists.ipynb #4deb070a
+# %% ../../nbs/84_checklists.ipynb #d0f84eaa
 FACTS["en"] |= {
     "internal": "Each scan is tested by a network whose training and validation parts hold no scan of its person: {tested} test scans of {people} "
     "persons.",
@@ -96,7 +97,7 @@ FACTS["en"] |= {
     "not_diagnosis": "For research, not for diagnosis.", "not_atrophy": "A relevance map shows what the network used, not where tissue is lost.",
 }
 
-# %% ../../nbs/84_checklists.ipynb #a38a6793
+# %% ../../nbs/84_checklists.ipynb #0299cb98
 FACTS["de"] = {
     "task_classes": "Das Netz unterscheidet Klassen: {classes}.", "task_number": "Das Netz schätzt eine Zahl: {target}{unit}.",
     "source": "Kohorte '{cohort}', gelesen aus {place}.", "simulated": "Die Scans sind simuliert (Phantom): Niemand wurde untersucht, die Diagnosen "
@@ -133,7 +134,7 @@ FACTS["de"] |= {
     "DeLongs Test gegen Einfacheres.",
 }
 
-# %% ../../nbs/84_checklists.ipynb #35c13b87
+# %% ../../nbs/84_checklists.ipynb #67e3c889
 FACTS["de"] |= {
     "internal": "Jeder Scan wird von einem Netz getestet, in dessen Training und Validierung kein Scan seiner Person ist: {tested} Test-Scans von "
     "{people} Personen.",
@@ -166,7 +167,7 @@ FACTS["de"] |= {
     "Gewebe fehlt.",
 }
 
-# %% ../../nbs/84_checklists.ipynb #04cc663b
+# %% ../../nbs/84_checklists.ipynb #8bf19e0b
 def _parts(components: Sequence[Component]) -> str:
     "Components by name, with their parameters."
     return "; ".join(one.name + (f" ({_params(one.params)})" if one.params else "") for one in components)
@@ -206,7 +207,7 @@ def _made_of(config: ExperimentConfig, cohort: Cohort, folders: list[Path], lang
         f"{people.get(group, 0)}" for group in task.groups),
         "notes": " ".join(cohort.notes), "version": __version__, "replicates": config.evaluation.replicates}
 
-# %% ../../nbs/84_checklists.ipynb #d24f24f8
+# %% ../../nbs/84_checklists.ipynb #db34416d
 def _measured(config: ExperimentConfig, folders: list[Path], language: str) -> dict[str, Any]:
     "What stands in the places of facts on results."
     scans, task = pooled_predictions(config, folders), config.task
@@ -243,7 +244,7 @@ def _that_hold(config: ExperimentConfig, cohort: Cohort, folders: list[Path], ex
     held += ["explanation"] * bool(explained) + ["explanation_truth"] * (bool(explained) and "truth" in cohort.table)
     return held
 
-# %% ../../nbs/84_checklists.ipynb #8e7a9354
+# %% ../../nbs/84_checklists.ipynb #29b50e15
 def experiment_facts(
     config: ExperimentConfig,  # as the folder of the experiment records it
     language: str = "en",      # "en" or "de"
@@ -256,9 +257,8 @@ def experiment_facts(
     for folder in folders:
         check_seal(folder)
     values = _made_of(config, cohort, folders, language) | _measured(config, folders, language)
-    target = config.explanation.target
     values |= {
-        "method": config.explanation.explainer.name, "target": config.task.outputs[target] if isinstance(target, int) else target or values["target"],
+        "method": config.explanation.explainer.name, "target": target_words(config, language),
         "explained": sum(len(read_scans(folder / "explanations" / "scans.csv")) for folder in explained),
         "calibration": config.evaluation.calibration,
         "baselines": ", ".join(one.name for one in config.evaluation.baselines), "subgroups": ", ".join(map(str, config.evaluation.subgroups))}
@@ -266,7 +266,7 @@ def experiment_facts(
     return {name: FACTS[language][name].format(**values | {"params": own.get(name) or FACTS[language]["none"]}).strip()
             for name in _that_hold(config, cohort, folders, explained)}
 
-# %% ../../nbs/84_checklists.ipynb #b98f51c8
+# %% ../../nbs/84_checklists.ipynb #077efae9
 @dataclass(frozen=True)
 class Item:
     "An item of a published list."
@@ -310,7 +310,7 @@ CLAIM = [
     "funders"),
 ]
 
-# %% ../../nbs/84_checklists.ipynb #a8df3888
+# %% ../../nbs/84_checklists.ipynb #ce5d1290
 TRIPOD = [
     Item("1", "Title"), Item("2", "Abstract"), Item("3a", "Background: healthcare context and rationale"), Item("3b",
     "Background: target population and intended purpose"),
@@ -360,7 +360,7 @@ MODEL_CARD = [
     Item("9", "Caveats and recommendations", "not_atrophy explanation explanation_truth quality", "caveats"),
 ]
 
-# %% ../../nbs/84_checklists.ipynb #9aa05323
+# %% ../../nbs/84_checklists.ipynb #63796dfd
 OPEN = {"en": {
     "all": "To be filled in by the authors.", "goal": "whether a model was made, explored or compared, by the authors",
     "origin": "origin, time and place of the scans",
@@ -407,7 +407,7 @@ def fill_items(
         rows.append({"number": item.number, "name": item.name, "shown": shown, "left": said})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/84_checklists.ipynb #77148607
+# %% ../../nbs/84_checklists.ipynb #9ab2cb77
 def part_table(
     config: ExperimentConfig,  # the experiment
     folders: list[Path],       # folders of its trained folds
@@ -428,7 +428,7 @@ def part_table(
                          **{group: int(counts.get(group, 0)) for group in config.task.groups}})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/84_checklists.ipynb #18a9c6bc
+# %% ../../nbs/84_checklists.ipynb #cfdc8810
 _WORDS = {
     "en": {"card": "Model card: {name}", "checklists": "Checklists: {name}", "number": "no.", "name": "item", "shown": "what the folder shows",
     "left": "left open",
@@ -485,7 +485,7 @@ def checklist_reports(
             Section(words["claim"], _item_blocks(CLAIM, facts, "claim_source", language)),
             Section(words["tripod"], _item_blocks(TRIPOD, facts, "tripod_source", language)), people], **about)}
 
-# %% ../../nbs/84_checklists.ipynb #296f06f1
+# %% ../../nbs/84_checklists.ipynb #3d451309
 def write_checklists(
     config: ExperimentConfig,       # as the folder records it
     folder: str | os.PathLike,      # where the files go

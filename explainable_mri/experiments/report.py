@@ -65,7 +65,7 @@ def recorded_config(
                               "so their maps cannot be put together. Explain both with the same configuration.")
     return make_config(values | ({"explanation": settings[first]} if first else {}))
 
-# %% ../../nbs/84_report.ipynb #cb54967d
+# %% ../../nbs/84_report.ipynb #6a0f1fae
 WORDS: dict[str, dict[str, str]] = {"en": {
     "title": "Experiment {name}", "simulated": " (simulated cohort)", "cohort": "Cohort", "predictions": "Predictions for unseen scans",
     "metrics": "Metrics with intervals", "held_out": "Cohort by cohort", "calibration": "Does the likelihood hold?",
@@ -114,7 +114,7 @@ WORDS: dict[str, dict[str, str]] = {"en": {
     "filled in from what it knows: model-card.html and checklists.html.",
 }}
 
-# %% ../../nbs/84_report.ipynb #e7e55000
+# %% ../../nbs/84_report.ipynb #773ae282
 WORDS["en"] |= {
     "roc": "ROC curves of the test scans; bands hold 95 % of what other persons would have given", "precision and recall": "Precision against "
     "recall; "
@@ -126,7 +126,7 @@ WORDS["en"] |= {
     "enrichment": "Enrichment of relevance by group", "correlation": "Relevance against volume; the curve is a local regression",
 }
 
-# %% ../../nbs/84_report.ipynb #9f72afbd
+# %% ../../nbs/84_report.ipynb #93fbff50
 WORDS["de"] = {
     "title": "Experiment {name}", "simulated": " (simulierte Kohorte)", "cohort": "Kohorte", "predictions": "Vorhersagen für ungesehene Scans",
     "metrics": "Gütemaße mit Intervallen", "held_out": "Kohorte für Kohorte", "calibration": "Stimmt die Wahrscheinlichkeit?",
@@ -176,7 +176,7 @@ WORDS["de"] = {
     "TRIPOD+AI, ausgefüllt mit dem, was er weiß: model-card-de.html und checklists-de.html.",
 }
 
-# %% ../../nbs/84_report.ipynb #8241b07f
+# %% ../../nbs/84_report.ipynb #2aa31f2b
 WORDS["de"] |= {
     "roc": "ROC-Kurven der Test-Scans; die Bänder umfassen 95 % dessen, was andere Personen ergeben hätten", "precision and recall": "Positiver "
     "Vorhersagewert gegen Sensitivität; gepunktet: der Anteil der Erkrankten", "confusion": "Wie die Scans jeder Gruppe eingeordnet wurden, mit dem "
@@ -189,7 +189,7 @@ WORDS["de"] |= {
     "enrichment": "Anreicherung der Relevanz nach Gruppe", "correlation": "Relevanz gegen Volumen; die Kurve ist eine lokale Regression",
 }
 
-# %% ../../nbs/84_report.ipynb #409be003
+# %% ../../nbs/84_report.ipynb #ddf5b564
 WORDS["en"] |= {
     "method": "The maps are made by {method}, and explain {target}. The means are those of the test scans of a group.",
     "scale_own": "There are no maps of controls, so the scale is that of the maps themselves: colours begin at the magnitude that 3 % of their "
@@ -237,7 +237,7 @@ WORDS["en"] |= {
     "disease.", "and": " and ",
 }
 
-# %% ../../nbs/84_report.ipynb #83b5f4a4
+# %% ../../nbs/84_report.ipynb #15072353
 WORDS["de"] |= {
     "method": "Die Karten sind mit {method} gemacht und erklären {target}. Die Mittel sind die der Test-Scans einer Gruppe.",
     "scale_own": "Es gibt keine Karten von Kontrollpersonen, die Skala ist daher die der Karten selbst: Die Farben beginnen bei dem Betrag, den 3 % "
@@ -288,7 +288,7 @@ WORDS["de"] |= {
     "beim Entfernen des Schädels blieb, nicht nach der Krankheit.", "and": " und ",
 }
 
-# %% ../../nbs/84_report.ipynb #afc2d11e
+# %% ../../nbs/84_report.ipynb #8db0d31d
 _NAMES = {"en": {"balanced_accuracy": "balanced accuracy", "auc": "AUC", "ppv": "PPV", "npv": "NPV", "f1": "F1", "mae": "mean absolute error",
                  "brier": "Brier score", "log_loss": "log-loss", "ece": "ECE", "of": "of the", "network_r": "r of the network",
                  "other_r": "r of the other",
@@ -328,7 +328,7 @@ def table_words(
     "Put what stands in a table into words."
     if text in _NAMES[language]:
         return _NAMES[language][text]
-    if " vs " in text:
+    if " vs " in text or text == "all classes":
         text = comparison_words(text, language)
     if language == "de":
         for english, german in _PHRASES:
@@ -372,7 +372,7 @@ def _cohort_section(config: ExperimentConfig, cohort: Cohort, language: str) -> 
     return Section(words["cohort"], [*notes, block, Figure(plot_cohort(cohort.table, language=language), words["cohort_figure"],
         words["cohort_figure"])])
 
-# %% ../../nbs/84_report.ipynb #6268ec92
+# %% ../../nbs/84_report.ipynb #7eae9abe
 def task_words(
     config: ExperimentConfig,  # the experiment
     language: str = "en",      # "en" or "de"
@@ -406,7 +406,7 @@ def _ends(ends: Sequence[float], language: str, form: str = "{:.2f}") -> dict[st
     "The ends of an interval as the language writes them."
     return {name: say_number(value, form, language) for name, value in zip(("low", "high"), ends)}
 
-# %% ../../nbs/84_report.ipynb #585812da
+# %% ../../nbs/84_report.ipynb #12d6c2dc
 def baseline_words(
     config: ExperimentConfig,  # the experiment
     name: str,                 # of a baseline, such as region_volume
@@ -472,7 +472,7 @@ def _side_by_side(cells: pd.DataFrame, language: str) -> tuple[pd.DataFrame, str
             "comparison", sort=False)]
     return pd.concat(parts, axis=1).reset_index(), told
 
-# %% ../../nbs/84_report.ipynb #5202eaa5
+# %% ../../nbs/84_report.ipynb #734e570e
 def _difference(table: pd.DataFrame) -> pd.DataFrame:
     "A comparison with what is simpler, its interval being that of the difference."
     return table.rename(columns={"low": "difference_low", "high": "difference_high"})
@@ -502,7 +502,7 @@ def _study_sections(config: ExperimentConfig, tables: dict[str, pd.DataFrame], f
         sections[name] = Section(words[name], [report_table(frame, caption.strip(), language, phrases, headings), *drawn])
     return sections
 
-# %% ../../nbs/84_report.ipynb #6d483912
+# %% ../../nbs/84_report.ipynb #758df6e4
 def _making_section(config: ExperimentConfig, folders: list[Path], tables: dict[str, pd.DataFrame], figures: dict[str, matplotlib.figure.Figure],
                     language: str) -> Section:
     "Sizes, durations, the metrics of each fold and its training curves."
@@ -548,7 +548,7 @@ def _edge_line(scans: pd.DataFrame, language: str = "en") -> str:
     outside, edge, even = (_percent(scans[name].median(), language) for name in ("outside_share", "edge_share", "edge_volume_share"))
     return WORDS[language]["edge"].format(outside=outside, edge=edge, even=even, most=_percent(scans.outside_share.max(), language))
 
-# %% ../../nbs/84_report.ipynb #91b0a034
+# %% ../../nbs/84_report.ipynb #f16bdb71
 def _how_to_read(config: ExperimentConfig, folders: list[Path], scans: pd.DataFrame, language: str) -> Section:
     "What red and blue mean, what the maps are not, and where their scale comes from."
     words, known, scale = WORDS[language], LANGUAGES[language], experiment_scale(config, folders)
@@ -581,7 +581,7 @@ def _relevance_section(config: ExperimentConfig, folders: list[Path], scans: pd.
               {name: words[name] for name in frame}, "," if language == "de" else "."),
         Text(f"{_sum_line(scans, language)}\n\n{_edge_line(scans, language)}")])
 
-# %% ../../nbs/84_report.ipynb #9b53deb1
+# %% ../../nbs/84_report.ipynb #093971aa
 def _region_lines(scans: pd.DataFrame, language: str = "en") -> list[str]:
     "Correlation of relevance and volume of each region where both are known, in words."
     return [WORDS[language]["against_volume"].format(
@@ -669,7 +669,7 @@ def _key_figures(config: ExperimentConfig, trained: list[Path], scans: pd.DataFr
         figures.append((words["auc"].format(comparison=comparison_words(row.comparison, language)), say_number(row.auc, language=language), remark))
     return KeyFigures(figures + truth)
 
-# %% ../../nbs/84_report.ipynb #7dc9fd9c
+# %% ../../nbs/84_report.ipynb #f24b433a
 def _worse_than_simple(config: ExperimentConfig, baselines: pd.DataFrame, language: str = "en") -> list[str]:
     "Which baselines are shown to be better than the network."
     number, words = config.task.kind == "regression", WORDS[language]
@@ -710,7 +710,7 @@ def _edge_warnings(scans: pd.DataFrame | None, language: str = "en") -> list[str
     where += [words["edge_warning"].format(**told)] if edge > 2 * even else []
     return [words["cheating"].format(where=words["and"].join(where))] if where else []
 
-# %% ../../nbs/84_report.ipynb #be009be8
+# %% ../../nbs/84_report.ipynb #8d144deb
 WORDS["en"] |= {
     "training_of": "Training of {name}, fold {fold} of {total}", "explanation_of": "Explanation of {name}, fold {fold} of {total}",
     "experiment": "experiment",
@@ -755,7 +755,7 @@ def fold_facts(
     rows = [(words.get(name, table_words(name, language)), value) for name, value in rows]
     return Table(pd.DataFrame(rows, columns=["item", "value"]), names={"item": "", "value": ""})
 
-# %% ../../nbs/84_report.ipynb #1d234a1d
+# %% ../../nbs/84_report.ipynb #6b45388d
 def training_sections(
     config: ExperimentConfig,  # the experiment
     folder: Path,              # folder of a trained fold

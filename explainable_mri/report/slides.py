@@ -37,7 +37,7 @@ def _split_text(text: Text) -> Iterator[Text]:
     if part:
         yield Text("\n\n".join(part))
 
-# %% ../../nbs/73_slides.ipynb #b15892a3
+# %% ../../nbs/73_slides.ipynb #1e8bb5a5
 def _widths(rows: Sequence[Sequence[str]]) -> list[float]:
     "Widths of columns in inches, by their longest cells and words."
     longest = [max([8, *(min(len(cell), 60) for cell in column[1:]), *(len(word) + 2 for cell in column for word in cell.split())])
@@ -70,7 +70,7 @@ def _split_table(table: Table) -> Iterator[Table]:
         if not len(rest):
             return
 
-# %% ../../nbs/73_slides.ipynb #721e53d3
+# %% ../../nbs/73_slides.ipynb #6957a888
 def slides_of(
     report: Report,                       # the report
 ) -> list[tuple[str, Sequence[Block]]]:   # title and blocks of each slide, after the first
@@ -171,14 +171,20 @@ def write_slides(
     deck.core_properties.title, deck.core_properties.author = report.title, "Explainable MRI"
     first, top = _new_slide(deck, report.title, words, 1), 2.0
     _write(first, [date_in_words(report.created, report.language)], (_MARGIN, 1.2, _WIDTH - 2 * _MARGIN, 0.5), 14, color="5B6875")
-    for block in report.summary:
+    more: list[tuple[str, Sequence[Block]]] = []  # what the first slide has no room for
+    for place, block in enumerate(report.summary, 1):
         if isinstance(block, KeyFigures):
             _place_numbers(first, block, top)
             top += 2.2
         elif isinstance(block, Text):
-            _write(first, block.paragraphs, (_MARGIN, top, _WIDTH - 2 * _MARGIN, 6.6 - top), 16)
-            top += 0.3 + 0.32 * sum(1 + len(one) // 115 for one in block.paragraphs)
-    for number, (title, blocks) in enumerate(slides_of(report), 2):
+            height = 0.3 + 0.32 * sum(1 + len(one) // 115 for one in block.paragraphs)
+            numbers_follow = any(isinstance(other, KeyFigures) for other in report.summary[place:])
+            if top + height > (4.6 if numbers_follow else 6.6):
+                more += [(report.title, [part]) for part in _split_text(block)]
+                continue
+            _write(first, block.paragraphs, (_MARGIN, top, _WIDTH - 2 * _MARGIN, height), 16)
+            top += height
+    for number, (title, blocks) in enumerate([*more, *slides_of(report)], 2):
         slide = _new_slide(deck, title, words, number)
         for block in blocks:
             if isinstance(block, Text):
