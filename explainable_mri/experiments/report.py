@@ -12,7 +12,7 @@ import matplotlib.figure
 import pandas as pd
 import yaml
 
-from ..analysis.measures import ATROPHIED, MOST_OUTSIDE
+from ..analysis.measures import ATROPHIED
 from ..analysis.regions import region_table
 from ..analysis.statistics import correlation, enrichment_by_group
 from ..config import ExperimentConfig, load_config, make_config
@@ -317,8 +317,9 @@ def _edge_warnings(scans: pd.DataFrame | None) -> list[str]:
     "Whether the network goes by what is not brain."
     if scans is None or "outside_share" not in scans:
         return []
-    outside, edge, even = (scans[name].median() for name in ("outside_share", "edge_share", "edge_volume_share"))
-    where = [f"{outside:.0%} of absolute relevance lies outside the brain"] if outside > MOST_OUTSIDE else []
+    scans = scans if "outside_limit" in scans else scans.assign(outside_limit=0.1)  # explained by an earlier version
+    outside, limit, edge, even = (scans[name].median() for name in ("outside_share", "outside_limit", "edge_share", "edge_volume_share"))
+    where = [f"{outside:.0%} of absolute relevance lies outside the brain"] if outside > limit else []
     where += [f"{edge:.0%} of it lies in the brain's outermost 5 mm, which are {even:.0%} of its volume"] if edge > 2 * even else []
     return [f"{' and '.join(where)} (median over scans): the network may go by scanner noise or by the rim that was left when the skull "
             "was removed, not by the disease."] if where else []
