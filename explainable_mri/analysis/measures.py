@@ -54,22 +54,22 @@ def enrichment(
 
 # %% ../../nbs/64_measures.ipynb #94a3087c
 EDGE = 5.0  # thickness of the brain's edge, in mm; the reports' sentences speak of it
-MOST_OUTSIDE = 0.1  # share of absolute relevance outside the brain from which reports warn
+MOST_OUTSIDE = 0.5  # of what a map that is spread evenly has outside the brain, the part from which reports warn
 
 
 @MEASURES.register("brain_edge")
 def brain_edge(
     grid: Grid,   # grid of the maps
-) -> Measure:     # gives outside_share, edge_share and edge_volume_share, that of the brain's volume
+) -> Measure:     # gives outside_share, outside_limit, from which reports warn, edge_share and edge_volume_share, that of the brain's volume
     "Shares of absolute relevance outside the brain and in its outermost millimetres."
     brain = load_brain_mask(grid)
     edge = brain & (distance_transform_edt(brain, sampling=grid.voxel_size) <= max(EDGE, *grid.voxel_size))
-    volume = float(edge.sum() / brain.sum())
+    volume, limit = float(edge.sum() / brain.sum()), MOST_OUTSIDE * float(1 - brain.mean())
 
     def measure(relevance: np.ndarray, scan: pd.Series) -> dict[str, float]:
         size = np.abs(relevance)
         total = float(size.sum()) or np.nan
-        return {"outside_share": float(size[~brain].sum()) / total, "edge_share": float(size[edge].sum()) / total,
+        return {"outside_share": float(size[~brain].sum()) / total, "outside_limit": limit, "edge_share": float(size[edge].sum()) / total,
                 "edge_volume_share": volume}
 
     return measure

@@ -18,7 +18,7 @@ import matplotlib.figure
 import pandas as pd
 import yaml
 
-from ..analysis.measures import ATROPHIED, MOST_OUTSIDE
+from ..analysis.measures import ATROPHIED
 from ..analysis.regions import left_and_right, region_table
 from ..analysis.statistics import correlation, enrichment_by_group
 from ..config import ExperimentConfig, load_config, make_config
@@ -704,9 +704,10 @@ def _edge_warnings(scans: pd.DataFrame | None, language: str = "en") -> list[str
     if scans is None or "outside_share" not in scans:
         return []
     words = WORDS[language]
-    outside, edge, even = (scans[name].median() for name in ("outside_share", "edge_share", "edge_volume_share"))
+    scans = scans if "outside_limit" in scans else scans.assign(outside_limit=0.1)  # explained by an earlier version
+    outside, limit, edge, even = (scans[name].median() for name in ("outside_share", "outside_limit", "edge_share", "edge_volume_share"))
     told = {name: _percent(value, language, "{:.0%}") for name, value in (("outside", outside), ("edge", edge), ("even", even))}
-    where = [words["outside_warning"].format(**told)] if outside > MOST_OUTSIDE else []
+    where = [words["outside_warning"].format(**told)] if outside > limit else []
     where += [words["edge_warning"].format(**told)] if edge > 2 * even else []
     return [words["cheating"].format(where=words["and"].join(where))] if where else []
 

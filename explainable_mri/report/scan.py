@@ -27,7 +27,7 @@ from nilearn.image import resample_img
 
 from .. import __version__
 from ..analysis.hierarchy import node_names, region_hierarchy, tree_table
-from ..analysis.measures import EDGE, MOST_OUTSIDE, brain_edge
+from ..analysis.measures import EDGE, brain_edge
 from ..analysis.regions import region_table, side, without_side
 from ..analysis.wscores import node_volumes
 from ..data.atlases import Atlas, load_atlas, load_brain_mask, load_t1_template, load_template
@@ -418,7 +418,7 @@ def scan_checks(
     limit, like = 2 * edge["edge_volume_share"], _likeness(explanation.scan)
     checks += [
         Check(words["outside"], _say(edge["outside_share"], "{:.1%}", language),
-              words["at_most"].format(value=_say(MOST_OUTSIDE, "{:.0%}", language)), edge["outside_share"] <= MOST_OUTSIDE),
+              words["at_most"].format(value=_say(edge["outside_limit"], "{:.0%}", language)), edge["outside_share"] <= edge["outside_limit"]),
         Check(words["edge"].format(mm=EDGE), _say(edge["edge_share"], "{:.1%}", language),
               words["edge_limit"].format(value=_say(limit, "{:.1%}", language)), edge["edge_share"] <= limit),
         Check(words["likeness"], _say(like, "{:.2f}", language), words["at_least"].format(value=_say(_LEAST_LIKE, "{:.1f}", language)),
