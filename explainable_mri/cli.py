@@ -441,8 +441,12 @@ def evaluate_command(config: ExperimentConfig, other: Path, folds: tuple[int, ..
               "none by default.")
 @click.option("--report", type=click.Choice(["en", "de"]), help="Write the report of each scan, a page in English or German; by the method and for "
               "the class of the fold's own explanations unless told otherwise.")
+@click.option("--dicom", is_flag=True, help="Write each map for the archive (PACS), too: Parametric Map and slices, anonymous, for research only "
+              "(extra: report).")
+@click.option("--identity-from", type=click.Path(path_type=Path), help="DICOM of the one scan: its name, number, date of birth and study go into "
+              "the files of --dicom.")
 def predict_command(model: Path, scans: tuple[Path, ...], table: Path | None, out: Path, method: str | None, target: str | None, smooth: float | None,
-                    report: str | None, **covariates: Any) -> None:
+                    report: str | None, dicom: bool, identity_from: Path | None, **covariates: Any) -> None:
     """Give new scans their likelihood and relevance map by MODEL, the folder of a trained fold.
 
     SCANS are maps on the grid of the network, or raw scans: T1-weighted NIfTI files, folders or zip files of DICOM, which are prepared first
@@ -452,14 +456,15 @@ def predict_command(model: Path, scans: tuple[Path, ...], table: Path | None, ou
     Example:
       explainable-mri predict results/demo/fold-1 scan.nii.gz --age 74 --sex F --tiv 1410 --field-strength 3 --explain lrp.epsilon_plus
       explainable-mri predict results/demo/fold-1 dicom/P01 dicom/P02.zip --out new --report de
+      explainable-mri predict results/demo/fold-1 dicom/P01 --out new --dicom --identity-from dicom/P01
       explainable-mri predict results/demo/fold-1 --table new.csv --out new
     """
     from explainable_mri.experiments.evaluate import list_scans, predict_scans
     from explainable_mri.preprocessing.pipeline import Recipe
 
     given = {name: value for name, value in covariates.items() if value is not None}
-    found = predict_scans(model, list_scans(scans, table, given), out, method, target, Recipe(smooth=smooth), report)
-    shown = [name for name in found if name not in ("relevance_map", "report", "prepared", "notes", "error")]
+    found = predict_scans(model, list_scans(scans, table, given), out, method, target, Recipe(smooth=smooth), report, dicom, identity_from)
+    shown = [name for name in found if name not in ("relevance_map", "report", "dicom", "prepared", "notes", "error")]
     click.echo(found[shown].round(3).to_string(index=False))
     for scan in found[found.error != ""].itertuples():
         click.echo(f"Not predicted: {scan.error}", err=True)

@@ -17,6 +17,7 @@ from explainable_mri.config import ExperimentConfig, make_config
 from explainable_mri.experiments.folder import load_cohort
 from explainable_mri.experiments.train import train_fold
 from explainable_mri.preprocessing.simulation import simulate_raw_scan, write_dicom
+from explainable_mri.preprocessing.study import to_own_space
 
 ROOT = Path(__file__).parents[1]
 PERSON = ("--age", "74", "--sex", "F", "--tiv", "1410", "--field-strength", "3")
@@ -124,6 +125,61 @@ def test_a_zip_of_dicom_brings_its_covariates(experiment, raw, tmp_path):
     found = pd.read_csv(tmp_path / "predictions" / "predictions.csv").iloc[0]
     assert np.isfinite(found.likelihood) and "age is 60.0, as given; the scan's header says 73" in found.notes
     assert not [path for path in (tmp_path / "predictions").rglob("*.json") if "MRN-4711" in path.read_text() or "Testperson" in path.read_text()]
+
+
+def read_dicom(place: str) -> tuple[dict, nib.Nifti1Image]:
+    "The headers of the files for the archive by name, and the map as an image of nibabel."
+    import highdicom
+    import pydicom
+
+    volume = highdicom.imread(Path(place, "relevance.dcm")).get_volume()
+    image = nib.Nifti1Image(volume.array.astype(np.float32), np.diag([-1, -1, 1, 1]) @ volume.affine)
+    return {path.name: pydicom.dcmread(path) for path in Path(place).iterdir()}, nib.as_closest_canonical(image)
+
+
+def test_maps_for_the_archive_are_nobodys_and_lie_where_the_map_does(experiment, table, raw, tmp_path):
+    pytest.importorskip("highdicom", reason="needs the extra: pip install 'explainable-mri[report]'")
+    scans = pd.read_csv(table).path
+    model, none = experiment.folder / "fold-1", tmp_path / "none"
+    code, out, error = predict(tmp_path, model, scans[0], *PERSON, "--dicom", "--out", "out")
+    assert code == 0, error
+    found = pd.read_csv(tmp_path / "out" / "predictions.csv").iloc[0]
+    headers, image = read_dicom(tmp_path / found.dicom)
+    assert sorted(headers) == ["relevance.dcm", "slices_axial.dcm", "slices_coronal.dcm", "slices_sagittal.dcm"]
+    assert {header.PatientID[:5] for header in headers.values()} == {"XMRI-"} and not any(header.PatientName for header in headers.values())
+    whole = nib.load(tmp_path / found.relevance_map)
+    hot = np.unravel_index(np.abs(image.get_fdata()).argmax(), image.shape)
+    assert whole.get_fdata()[tuple(np.rint(nib.affines.apply_affine(np.linalg.inv(whole.affine) @ image.affine, hot)).astype(int))] == image.get_fdata()[hot]
+
+    for arguments, words in [((scans[0], "--identity-from", raw / "exam"), "ask for these with --dicom"),
+                             ((scans[0], scans[1], "--dicom", "--identity-from", raw / "exam"), "An identity belongs to one scan, and there are 2"),
+                             ((scans[0], "--dicom", "--identity-from", none), "is not there"),
+                             ((scans[0], "--dicom", "--identity-from", table), "holds no DICOM image of magnetic resonance")]:
+        code, out, error = predict(tmp_path, model, *arguments, *PERSON, "--out", "refused")
+        assert code == 1 and words in error, error
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.slow
+def test_maps_for_the_archive_lie_on_the_scan_as_it_came(experiment, raw, tmp_path):
+    for name, reason in {"ants": "preprocess", "highdicom": "report"}.items():
+        pytest.importorskip(name, reason=f"needs the extra: pip install 'explainable-mri[{reason}]'")
+    arguments = (experiment.folder / "fold-1", raw / "exam", "--tiv", "1410", "--dicom", "--out", "out")
+    code, out, error = predict(tmp_path, *arguments, "--identity-from", raw / "exam")
+    assert code == 0, error
+    found = pd.read_csv(tmp_path / "out" / "predictions.csv").iloc[0]
+    headers, image = read_dicom(tmp_path / found.dicom)
+    assert {str(header.PatientName) for header in headers.values()} == {"Testperson^Ada"}
+    scan = nib.as_closest_canonical(nib.load(raw / "V1.nii.gz"))
+    assert image.shape == scan.shape and np.allclose(image.affine, scan.affine, atol=0.01)
+    carried = to_own_space(nib.load(tmp_path / found.relevance_map), (tmp_path / found.prepared).parent, scan)
+    np.testing.assert_allclose(image.get_fdata(), carried.get_fdata(), atol=1e-6 * np.abs(carried.get_fdata()).max())
+    brain = scan.get_fdata() > scan.get_fdata().mean()
+    assert np.abs(image.get_fdata())[brain].sum() > 0.8 * np.abs(image.get_fdata()).sum(), "the map does not lie on the head"
+
+    other = write_dicom(simulate_raw_scan(seed=4, voxel_size=2.5).image, tmp_path / "other")
+    code, out, error = predict(tmp_path, *arguments, "--identity-from", other)
+    assert code == 1 and "no series there has the voxels of the scan" in error and "Testperson" not in error
 
 
 def test_what_is_no_scan_is_named(experiment, tmp_path):

@@ -223,6 +223,20 @@ def test_map_of_a_mirrored_scan_is_not_filed_under_the_series(source):
         identity_from(source, make_explanation(), mirrored())
 
 
+def test_source_of_an_old_scanner_that_names_no_space_will_do(tmp_path):
+    plain = write_dicom(on_scan().scan, tmp_path, **{key: value for key, value in PERSON.items() if key != "FrameOfReferenceUID"})
+    one, other = (identity_from(plain, make_explanation(), on_scan()) for _ in range(2))
+    made = parametric_map(make_explanation(), one, on_scan())
+    assert made.PatientID == PERSON["PatientID"] and made.FrameOfReferenceUID == one.frame_of_reference == other.frame_of_reference
+
+
+def test_another_head_in_the_same_place_is_not_filed_under_the_series(source):
+    own = on_scan()
+    other = np.random.default_rng(9).integers(1, 1000, own.scan.shape).astype(np.int16)
+    with pytest.raises(ArchiveError, match="shows another head"):
+        identity_from(source, make_explanation(), OnScan(own.relevance, nib.Nifti1Image(other, own.scan.affine)))
+
+
 def test_second_series_of_the_study_is_found(source, tmp_path):
     copy = Path(shutil.copytree(source, tmp_path / "copy"))
     write_dicom(on_scan().scan.slicer[:20], copy, **{**PERSON, "SeriesNumber": 2, "FrameOfReferenceUID": "5.5"})

@@ -24,8 +24,8 @@ from ..data.cohorts import LIMITS, Cohort
 from ..data.identity import identity_key
 from ..data.tables import TableError, place, read_table, to_numbers
 from ..data.transforms import Augmentation, build_transforms
-from ..data.volumes import GRIDS, Grid, VolumeError, check_volume, find_grid, get_grid, save_volume
-from ..environment import progress_bar
+from ..data.volumes import GRIDS, Grid, Volume, VolumeError, check_volume, find_grid, get_grid, save_volume
+from ..environment import optional_import, progress_bar
 from ..errors import ConfigError, ExplainableMRIError, suggest
 from ..evaluation.calibration import LIKELIHOOD
 from ..evaluation.summaries import calibration_table, metric_table, subgroup_table
@@ -35,10 +35,11 @@ from .neighbours import cases_like
 from .report import recorded_config
 from ..explainers.base import ExplanationWarning
 from ..files import hash_file, read_json, remove_partials, safe_name, write_json
-from ..inference import Model, load_model
+from ..inference import Explanation, Model, load_model
 from ..preprocessing.pipeline import Recipe
-from ..preprocessing.study import prepare
+from ..preprocessing.study import own_scan, prepare, to_own_space
 from ..registry import COHORTS, EXPLAINERS
+from ..report.dicom import OnScan, source_headers, write_dicom_files
 from ..report.scan import LANGUAGES, Scale
 from ..tasks import output_index, prediction_table
 
@@ -239,6 +240,8 @@ class Answering:
     target: str | int | None = None  # the output that is explained; None: the predicted one
     language: str | None = None     # language of a report for each scan; None: no reports
     scale: Scale | None = None      # colours of the reports; None: each map's own
+    dicom: bool = False             # whether maps are written for the archive, too
+    identity_from: str | None = None  # DICOM of the scan whose identity they get; None: nobody's
 
     @property
     def values(self) -> dict[str, Any]:
@@ -252,6 +255,8 @@ def choose_answering(
     method: str | None,        # the explainer that is asked for; None: that of the fold, where a report is asked for
     target: str | int | None,  # the output that is asked for; None: in a report that of the fold, else the predicted one
     language: str | None,      # language of the reports; None: no reports
+    dicom: bool = False,       # whether maps are written for the archive, too
+    identity_from: str | os.PathLike | None = None,  # DICOM of the scan whose identity they get; None: nobody's
 ) -> Answering:                # how new scans are answered
     "Complete what is asked for by what the fold records; raises `ConfigError` for an unknown explainer, class or language."
     if language is not None and language not in LANGUAGES:
@@ -259,15 +264,44 @@ def choose_answering(
     place = Path(path) / "explanations" / "settings.json"
     recorded = read_json(place) if place.is_file() else model.provenance.get("config", {}).get("explanation", {})
     own = recorded.get("explainer", {"name": "lrp.sequential_preset_a", "params": {}})
-    if method is None and language is None:
+    if identity_from is not None and not dicom:
+        raise ConfigError("An identity is for DICOM files: ask for these with --dicom, or leave out --identity-from.")
+    if method is None and language is None and not dicom:
         return Answering()
     method = method or own["name"]
     params = own["params"] if method == own["name"] else {}
-    target = recorded.get("target") if target is None and language else target
+    target = recorded.get("target") if target is None and (language or dicom) else target
     EXPLAINERS[method]  # a wrong name is one mistake, not one of every scan
     output_index(model.task, target)
-    scale = control_scale(Path(path), model, method, params, target) if language else None
-    return Answering(method, params, target, language, scale)
+    scale = control_scale(Path(path), model, method, params, target) if language or dicom else None
+    return Answering(method, params, target, language, scale, dicom, None if identity_from is None else str(identity_from))
+
+# %% ../../nbs/88_evaluate.ipynb #a4aadce5
+def _on_scan(scan: NewScan, relevance: Volume) -> OnScan | None:
+    "A map in the scan's own space; None for a scan that came prepared."
+    if scan.path == scan.source:
+        return None
+    folder = Path(scan.path).parent
+    raw = own_scan(scan.source, folder, _ANY_NAME if Path(scan.source).is_file() else None)
+    return OnScan(to_own_space(relevance.to_image(), folder, raw), raw)
+
+
+def _archive(found: Explanation, scan: NewScan, folder: Path, how: Answering) -> Path:
+    "Write a map for the archive; returns the folder."
+    language = how.language or "en"
+    write_dicom_files(found, folder, _on_scan(scan, found.relevance), how.identity_from, scale=how.scale, language=language, overwrite=True)
+    return folder
+
+
+def _check_archive(how: Answering, scans: int) -> None:
+    "Raise `ConfigError` for the identity of several scans, `ArchiveError` for one that is not there, `ImportError` for a part that is missing."
+    if how.dicom:
+        optional_import("highdicom", "report")
+    if how.identity_from is not None:
+        if scans > 1:
+            raise ConfigError(f"An identity belongs to one scan, and there are {scans}. Predict the scans one by one, each with its own "
+                              "--identity-from.")
+        source_headers(how.identity_from)
 
 # %% ../../nbs/88_evaluate.ipynb #5ccb7686
 def _answer(path: Path, model: Model, scan: NewScan, name: str, out: Path, how: Answering) -> dict[str, Any]:
@@ -288,6 +322,8 @@ def _answer(path: Path, model: Model, scan: NewScan, name: str, out: Path, how: 
             report = replace(found, prediction=prediction).report(out / f"{name}_report.html", language=how.language, scale=how.scale, title=title,
                                                                   cases=cases)
             extra["report"] = str(report)
+        if how.dicom:
+            extra["dicom"] = str(_archive(replace(found, prediction=prediction), scan, out / f"{name}_dicom", how))
     values = prediction_table(model.task, np.array([prediction.values])).iloc[0].to_dict()
     likelihood = dict(zip(LIKELIHOOD, prediction.likelihood)) if prediction.likelihood else {}
     prepared = {"prepared": scan.path} if scan.path != scan.source else {}
@@ -297,7 +333,7 @@ def _answer(path: Path, model: Model, scan: NewScan, name: str, out: Path, how: 
 def _is_done(done: dict[str, Any], made_from: dict[str, Any]) -> bool:
     "Whether an answer was made from the same, without an error, and its files are there."
     return (done.get("made_from") == made_from and not done["row"].get("error")
-            and all(Path(done["row"][key]).is_file() for key in ("relevance_map", "report") if key in done["row"]))
+            and all(Path(done["row"][key]).exists() for key in ("relevance_map", "report", "dicom") if key in done["row"]))
 
 
 def _keep_answer(path: Path, model: Model, scan: NewScan, out: Path, how: Answering) -> dict[str, Any]:
@@ -327,10 +363,13 @@ def predict_scans(
     target: str | int | None = None,  # class that is explained; None: the predicted one, or with reports that of the fold
     recipe: Recipe = Recipe(),        # how raw scans are prepared
     report: str | None = None,        # language of a report for each scan: "en" or "de"; None: no reports
-) -> pd.DataFrame:  # path, prepared, predictions, likelihoods, relevance_map, report, notes, error; a row a scan
+    dicom: bool = False,              # whether each map is written for the archive, too: a folder of DICOM files
+    identity_from: str | os.PathLike | None = None,  # DICOM of the one scan, whose identity these files get; None: nobody's
+) -> pd.DataFrame:  # path, prepared, predictions, likelihoods, relevance_map, report, dicom, notes, error; a row a scan
     "Predict new scans, explain them and report on them; scans that are done are kept, those that fail are named."
     model, out, rows = load_model(path), Path(out), []
-    how = choose_answering(path, model, method, target, report)
+    how = choose_answering(path, model, method, target, report, dicom, identity_from)
+    _check_archive(how, len(table))
     remove_partials(out)
     for row in progress_bar(table.to_dict("records"), desc="Predicting", unit="scan"):
         source = str(row["path"])
@@ -341,6 +380,7 @@ def predict_scans(
                 scans, failed = prepare_new(model, source, covariates, out / "prepared" / safe_name(source.strip("/")), recipe)
             except (ExplainableMRIError, OSError, ImportError) as error:
                 scans, failed = [], {"": str(error)}
+        _check_archive(how, len(scans))
         rows += [_keep_answer(Path(path), model, scan, out, how) for scan in scans]
         rows += [{"path": source, "error": f"{name}: {error}" if name else error} for name, error in failed.items()]
     found = pd.DataFrame(rows)

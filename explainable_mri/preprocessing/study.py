@@ -377,10 +377,11 @@ def _write_list(found: Survey, out: Path) -> None:
 def own_scan(
     source: str | os.PathLike,   # the folder or file that `prepare` was given
     folder: str | os.PathLike,   # folder of one prepared scan, as prepare's OUT/P01
+    pattern: str | None = None,  # regular expression for paths, as it was given to `prepare`
 ) -> nib.Nifti1Image:            # the scan as it came, in the scanner's space
     "Find the raw scan of a prepared map again; raises `PrepareError` where it is not there, or is another one."
     record = read_json(Path(folder, "provenance.json"))
-    for scan in find_scans(source):
+    for scan in find_scans(source, pattern=pattern):
         if not scan.problem and _hash_files(scan.files) == record["source_sha256"]:
             return read_scan(scan).image
     raise PrepareError(f"{source}: the scan that {folder} was prepared from is not there, or its files have changed. Put it back, or prepare "
