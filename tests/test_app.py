@@ -147,7 +147,7 @@ def test_uploads_are_taken_bad_ones_refused_and_visitors_kept_apart(browser, app
     page.locator('.xmri [data-part="language"]').select_option("de")
     page.wait_for_function("document.querySelector('.xmri-upload strong').textContent === 'Eigener Scan'")
     assert page.locator(".xmri-upload [role=status]").inner_text() == f"{scan.name} ist unten gezeigt."
-    for form, begins in (("html", b"<!doctype html>"), ("pdf", b"%PDF"), ("pptx", b"PK")):
+    for form, begins in (("html", b"<!doctype html>"), ("pdf", b"%PDF"), ("pptx", b"PK"), ("dicom", b"PK")):
         with page.expect_download() as download:
             page.locator(f'.xmri [data-part="report-{form}"]').click()
         assert Path(download.value.path()).read_bytes()[:20].lower().startswith(begins.lower())

@@ -273,11 +273,13 @@ def test_link_brings_the_view_back_and_errors_are_said(browser, collection):
 
 
 def test_controls_have_names_and_the_page_fits(browser, collection):
-    opened = Opened(browser, collection, width=390, height=900)
+    opened = Opened(browser, collection, width=390, height=900, state={"language": "de"})  # whose names are long
     nameless = opened.page.evaluate("""() => [...document.querySelectorAll(".xmri input, .xmri select, .xmri button, .xmri canvas")].filter((one) =>
       !(one.getAttribute("aria-label") || one.closest("label")?.innerText.trim() || one.innerText?.trim())).map((one) => one.outerHTML)""")
     assert nameless == []
-    for width in (390, 820, 1400):
+    for width in (390, 820, 1000, 1400):
         opened.page.set_viewport_size({"width": width, "height": 900})
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+        table, wheel = (opened.part(name).bounding_box() for name in ("regions", "wheel"))
+        assert table["x"] + table["width"] <= wheel["x"] or table["y"] + table["height"] <= wheel["y"], f"the table lies under the wheel at {width}"
     opened.page.close()

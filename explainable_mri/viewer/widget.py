@@ -7,6 +7,7 @@ __all__ = ['Session', 'session_report', 'view_explanation', 'view']
 
 # %% ../../nbs/97_widget.ipynb #65ccae16
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cache
@@ -22,6 +23,7 @@ from ..data.volumes import load_map, load_volume
 from ..environment import optional_import
 from ..errors import ConfigError, ExplainableMRIError
 from ..inference import Explanation, Model, load_model
+from ..report.dicom import write_dicom_files
 from ..report.documents import notice
 from ..report.figures import relevance_limits
 from ..report.narrative import region_words
@@ -493,7 +495,9 @@ _STYLE += """
 .xmri .marks span { position: absolute; left: 34px; transform: translateY(-50%); font-size: .82rem; font-variant-numeric: tabular-nums; }
 .xmri .where { background: var(--card); border-left: 4px solid #2fae4e; padding: .5rem .8rem; border-radius: 4px; margin: .6rem 0;
   font-variant-numeric: tabular-nums; min-height: 4.6em; }
-.xmri .tables { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 1.4rem; margin-top: .6rem; }
+.xmri .main { container-type: inline-size; }
+.xmri .tables { display: grid; grid-template-columns: minmax(min-content, 3fr) minmax(180px, 2fr); gap: 1.4rem; margin-top: .6rem; }
+@container (max-width: 700px) { .xmri .tables { grid-template-columns: minmax(0, 1fr); } }
 .xmri table { border-collapse: collapse; width: 100%; font-size: .92rem; } .xmri th, .xmri td { text-align: right; padding: .22rem .5rem;
   background: none;
   border-bottom: 1px solid var(--line); color: var(--text); } .xmri th:first-child, .xmri td:first-child { text-align: left; }
@@ -592,7 +596,7 @@ class Session:
     def __init__(
         self,
         source: Collection | Single,  # what there is to look at
-        forms: tuple[str, ...] = ("html", "pdf", "pptx"),  # the forms in which a report can be saved
+        forms: tuple[str, ...] = ("html", "pdf", "pptx", "dicom"),  # the forms in which a report can be saved
     ):
         self.source, self.forms, self.state = source, forms, None
         self.scenes: list[Scene] = []
@@ -664,21 +668,32 @@ def _told_scene(session: Session) -> dict[str, Any]:
 Session._told_scene = _told_scene
 
 # %% ../../nbs/97_widget.ipynb #242a9ca9
-_KINDS = {"html": "text/html", "pdf": "application/pdf", "pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation"}
+_KINDS = {"html": "text/html", "pdf": "application/pdf", "pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+          "zip": "application/zip"}
+
+
+def _zipped_dicom(scene: Scene, language: str, folder: str) -> Path:
+    "The map for the archive, under nobody's name, on the network's grid."
+    paths, packed = write_dicom_files(scene.explanation, folder, scale=scene.scale, language=language), Path(folder, "dicom.zip")
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in paths:
+            archive.write(path, path.name)
+    return packed
 
 
 def session_report(
     session: Session,  # the session
-    form: str,         # "html", "pdf" or "pptx"
+    form: str,         # "html", "pdf", "pptx", or "dicom", a zip file for an archive
 ) -> tuple[dict[str, str], bytes]:  # name and kind of the file, and the file
     "Write the report of what is shown; raises `ConfigError` for an unknown form, `ImportError` that says what to install."
     scene = session.scenes[0] if session.scenes else None
     if form not in session.forms or scene is None or scene.explanation is None:
-        raise ConfigError(f"There is no report in the form {form!r} of what is shown. A report is made of an explanation, as html, pdf or pptx.")
+        raise ConfigError(f"There is no report in the form {form!r} of what is shown. A report is made of an explanation, as html, pdf, pptx "
+                          "or dicom.")
     with tempfile.TemporaryDirectory() as folder:
-        path = scene.explanation.report(Path(folder, f"report.{form}"), language=session.state.language, scale=scene.scale,
-            title=session.state.subject or None)
-        return {"name": path.name, "kind": _KINDS[form]}, path.read_bytes()
+        path = _zipped_dicom(scene, session.state.language, folder) if form == "dicom" else scene.explanation.report(
+            Path(folder, f"report.{form}"), language=session.state.language, scale=scene.scale, title=session.state.subject or None)
+        return {"name": path.name, "kind": _KINDS[path.suffix[1:]]}, path.read_bytes()
 
 # %% ../../nbs/97_widget.ipynb #85278dbc
 @cache
