@@ -174,6 +174,7 @@ def serve(
 ) -> None:
     "Serve the app until it is stopped; raises `ConfigError` where there is nothing to look at, `ImportError` that says what to install."
     server, kernels = _server_class(), _kernels_class()
+    optional_import("ipykernel", "viewer")  # which runs the pages; without it each would wait for ever
     open_collection(results)
     ViewerState(**(state or {}))
     config, address = server_options(**options)
