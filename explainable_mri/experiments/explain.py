@@ -222,7 +222,7 @@ def explain_fold(
         if path.name.removesuffix(".json").removesuffix(".nii.gz") not in current:
             path.unlink()
     save_figures(explanation_figures(config, [trained]), folder / "figures")
-    maps = sorted(str(path.relative_to(folder)) for path in folder.rglob("*relevance*.nii.gz"))
+    maps = sorted(str(path.relative_to(folder)) for path in folder.rglob("*relevance*") if path.name.endswith((".nii.gz", ".json")))
     write_json(settings, folder / "settings.json")
     seal(folder, ["scans.csv", "regions.csv", "settings.json", *maps])
     return folder
