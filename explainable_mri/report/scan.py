@@ -564,7 +564,6 @@ _BRAIN_SCRIPT = """
 (async () => {
   const root = document.querySelector(".brain"), canvas = root.querySelector("canvas")
   const part = (name) => root.querySelector(`[data-part=${name}]`)
-  await new Promise((done) => setTimeout(done, 50))  // the text first: drawing may take seconds
   if (!document.createElement("canvas").getContext("webgl2")) {
     part("hint").textContent = data.words.no_webgl
     for (const name of [".stage", ".controls", ".where"]) root.querySelector(name).style.display = "none"
