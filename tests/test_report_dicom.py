@@ -16,7 +16,7 @@ from explainable_mri.tasks import Classification
 
 pydicom, highdicom = (pytest.importorskip(name, reason="needs the extra: pip install 'explainable-mri[report]'") for name in ("pydicom", "highdicom"))
 
-from explainable_mri.report.dicom import (  # noqa: E402
+from explainable_mri.report.archive import (  # noqa: E402
     ArchiveError, OnScan, anonymous, draw_pages, identity_from, make_pseudonym, parametric_map, write_dicom_files)
 
 GRID = get_grid("mni_6mm")

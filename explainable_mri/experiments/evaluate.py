@@ -39,7 +39,7 @@ from ..inference import Explanation, Model, load_model
 from ..preprocessing.pipeline import Recipe
 from ..preprocessing.study import own_scan, prepare, to_own_space
 from ..registry import COHORTS, EXPLAINERS
-from ..report.dicom import OnScan, source_headers, write_dicom_files
+from ..report.archive import OnScan, source_headers, write_dicom_files
 from ..report.scan import LANGUAGES, Scale
 from ..tasks import output_index, prediction_table
 

@@ -23,7 +23,7 @@ from ..data.volumes import load_map, load_volume
 from ..environment import optional_import
 from ..errors import ConfigError, ExplainableMRIError
 from ..inference import Explanation, Model, load_model
-from ..report.dicom import write_dicom_files
+from ..report.archive import write_dicom_files
 from ..report.documents import notice
 from ..report.figures import relevance_limits
 from ..report.narrative import region_words
