@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from .. import __version__
 from ..analysis.measures import build_measures
 from ..analysis.regions import region_table, region_tables
 from ..analysis.statistics import Enrichment, mean_maps
@@ -142,7 +143,7 @@ def write_relevance(
     trained = config.folder / f"fold-{fold}"
     model, network = load_model(trained), hash_file(trained / "best.ckpt")
     _to_device(config, model, part)
-    settings = config.explanation.model_dump(mode="json", include={"explainer", "target"})
+    settings = {**config.explanation.model_dump(mode="json", include={"explainer", "target"}), "dtype": config.cache.dtype, "version": __version__}
     batches = _batches(config, scans)[part::parts]
     with progress_bar(total=sum(map(len, batches)), desc="Explaining", unit="scan") as bar:
         for batch in batches:
@@ -173,9 +174,10 @@ def share_relevance(
             raise ConfigError(f"{outcome.name} of {devices} failed: {outcome.reason} See {outcome.log}. What the others have explained is kept.")
 
 # %% ../../nbs/82_explain.ipynb #4b32d6df
-def _write_tables(config: ExperimentConfig, fold: int, scans: pd.DataFrame, grid: Grid) -> None:
+def _write_tables(config: ExperimentConfig, fold: int, scans: pd.DataFrame) -> None:
     "Explain the test scans of a fold, and write their maps, the mean maps of groups, and the tables of what was measured."
-    folder, atlas = config.folder / f"fold-{fold}" / "explanations", load_atlas(config.explanation.atlas, grid)
+    folder, grid = config.folder / f"fold-{fold}" / "explanations", get_grid(config.grid)
+    atlas = load_atlas(config.explanation.atlas, grid)
     measure = build_measures([*config.explanation.measures, Component(name="brain_edge")], grid)
     numbers, regions = [], []
 
@@ -216,7 +218,7 @@ def explain_fold(
     scans = _test_scans(trained, cohort)
     if config.training.devices > 1:
         share_relevance(config, fold, scans, config.training.devices)
-    _write_tables(config, fold, scans, load_model(trained).grid)
+    _write_tables(config, fold, scans)
     current = {_map_path(folder, scan).name.removesuffix(".nii.gz") for _, scan in scans.iterrows()}
     for path in folder.glob("relevance/*"):  # those of scans that an earlier split had are no results of this one
         if path.name.removesuffix(".json").removesuffix(".nii.gz") not in current:

@@ -28,9 +28,8 @@ from ..data.cohorts import Cohort
 from ..data.volumes import Grid, load_map
 from ..environment import progress_bar
 from ..errors import ConfigError, suggest
-from explainable_mri.evaluation.faithfulness import (
-    Removals, agreement_table, cube_regions, map_agreement, max_sensitivity, perturbation_curve, random_removals,
-    randomised_networks)
+from ..evaluation.faithfulness import (
+    Removals, agreement_table, cube_regions, map_agreement, max_sensitivity, perturbation_curve, random_removals, randomised_networks)
 from ..evaluation.localization import is_correct, localize
 from ..evaluation.performance import bootstrap_intervals
 from .explain import _test_scans
@@ -399,6 +398,7 @@ def fold_agreement(
     scans: int = 12,           # test scans of the first trained fold, one a person; the other folds may have trained on them
 ) -> pd.DataFrame:             # method, folds, scans, and the means of spearman, dice and ssim over pairs of folds and scans, in the brain
     "How far the maps of different folds' networks agree on the same scans; raises `ConfigError` with fewer than two trained folds."
+    check_experiment(config)
     folds = trained_folds(config)
     if len(folds) < 2:
         raise ConfigError(f"'{config.name}' has one trained fold, and two are needed to agree. "
@@ -406,12 +406,12 @@ def fold_agreement(
     for fold in folds:
         check_seal(fold)
     chosen, models = board_scans(config, _test_scans(folds[0], load_cohort(config)), scans, config.seed), [load_model(fold) for fold in folds]
+    seen = [(model.maps(chosen), model.second_input(chosen)) for model in models]
     brain, settings, rows = load_brain_mask(models[0].grid), config.explanation, []
     for method in progress_bar(methods, desc="Comparing", unit="method"):
         params = settings.explainer.params if method == settings.explainer.name else {}
-        maps = {fold.name: [found.relevance for found in model.explain_maps(
-            model.maps(chosen), method, settings.target, settings.batch_size, model.second_input(chosen), **params)]
-            for fold, model in zip(folds, models)}
+        maps = {fold.name: [found.relevance for found in model.explain_maps(inputs, method, settings.target, settings.batch_size, second, **params)]
+                for fold, model, (inputs, second) in zip(folds, models, seen)}
         pairs = agreement_table(maps, brain)
         rows.append({"method": method, "folds": len(folds), "scans": len(chosen), **pairs[["spearman", "dice", "ssim"]].mean()})
     return pd.DataFrame(rows)
