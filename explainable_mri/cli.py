@@ -280,7 +280,7 @@ def _read_configs(words: tuple[str, ...], more: list[str]) -> list[ExperimentCon
         raise click.UsageError("Name a configuration, such as config/demo.yaml, before what is changed in it.")
     return [load_config(file, [*overrides, *more]) for file in files]
 
-# %% ../nbs/99_cli.ipynb #57cd0413
+# %% ../nbs/99_cli.ipynb #034d1797
 @main.command("crossval")
 @click.argument("words", nargs=-1, required=True, metavar="CONFIG... [KEY=VALUE]...")
 @click.option("--folds", type=click.IntRange(min=2), help="Number of folds, in place of the configuration's split.params.folds.")
@@ -376,7 +376,7 @@ def leaderboard_command(config: ExperimentConfig, fold: int, methods: tuple[str,
 
     click.echo(str(leaderboard(config, fold, methods or None, scans)))
 
-# %% ../nbs/99_cli.ipynb #83b046bb
+# %% ../nbs/99_cli.ipynb #9fb97ef4
 @main.command("agreement")
 @click.argument("words", nargs=-1, required=True, metavar="CONFIG... [KEY=VALUE]...")
 @click.option("--method", "methods", multiple=True, metavar="EXPLAINER",
@@ -396,10 +396,12 @@ def agreement_command(words: tuple[str, ...], methods: tuple[str, ...], scans: i
 
     configs = _read_configs(words, [])
     found = agreement(configs, methods, scans)
+    for note in found.attrs["notes"]:
+        click.echo(f"Note: {note}")
     click.echo(found.round(2).to_string(index=False))
     click.echo(f"Agreement: {configs[0].folder / 'agreement.csv'}")
 
-# %% ../nbs/99_cli.ipynb #b5161476
+# %% ../nbs/99_cli.ipynb #93904ddb
 @main.command("conversion")
 @_configured
 @click.option("--by", default="likelihood", show_default=True, help="What divides people: likelihood, a measure such as hippocampus_relevance, or a "
@@ -428,7 +430,7 @@ def conversion_command(config: ExperimentConfig, by: str, **options: Any) -> Non
     click.echo(f"By {course.by}: log-rank p = {course.found.p:.2g}, concordance {course.found.concordance:.2f}")
     click.echo(f"Conversion: {course.folder}")
 
-# %% ../nbs/99_cli.ipynb #40614c1b
+# %% ../nbs/99_cli.ipynb #b6a573e0
 @main.command("regions")
 @click.argument("map_path", metavar="MAP", type=click.Path(path_type=Path))
 @click.option("--atlas", default="aal", show_default=True, help="Name of an atlas, or a NIfTI file with a table of its regions beside it.")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Networks', 'same_scans', 'agreement']
 
-# %% ../../nbs/95_agreement.ipynb #e4762af1
+# %% ../../nbs/95_agreement.ipynb #3688f0b3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,9 +23,10 @@ from ..evaluation.faithfulness import agreement_table
 from .explain import _test_scans
 from .folder import check_experiment, check_seal, load_cohort, trained_folds, write_table
 from .leaderboard import board_scans
-from ..inference import Model, load_model
+from ..explainers.base import ExplainerError
+from ..inference import Model, ModelError, load_model
 
-# %% ../../nbs/95_agreement.ipynb #24226c18
+# %% ../../nbs/95_agreement.ipynb #e2efc713
 @dataclass(frozen=True)
 class Networks:
     "Networks that explain the same scans."
@@ -57,23 +58,30 @@ def same_scans(
                               f"split='{{name: predefined, params: {{path: {trained_folds(one)[0] / 'split.csv'}}}}}'.")
     return Networks({name: load_model(folder) for name, folder in folders.items()}, board_scans(first, tested[0], count, first.seed))
 
-# %% ../../nbs/95_agreement.ipynb #4858ceb4
+# %% ../../nbs/95_agreement.ipynb #c7555780
 def agreement(
     configs: Sequence[ExperimentConfig],  # as for `same_scans`
     methods: Sequence[str] = (),          # names of explainers; none: the first experiment's own
     scans: int = 12,                      # scans at most
-) -> pd.DataFrame:  # between (networks or methods), method, first, second, scans, and means over scans of spearman, dice and ssim; a row a pair
+) -> pd.DataFrame:  # between (networks or methods), method, first, second, scans, means of spearman, dice, ssim; `attrs["notes"]`: who is left out
     "Compare maps of the same scans between networks, and between methods on the first one; also written to agreement.csv of the first experiment."
-    chosen, settings, tables = same_scans(configs, scans), configs[0].explanation, []
+    chosen, settings, tables, notes = same_scans(configs, scans), configs[0].explanation, [], []
     names, by_method, brain = list(methods) or [settings.explainer.name], {}, load_brain_mask(get_grid(configs[0].grid))
     for method in progress_bar(names, desc="Comparing", unit="method"):
         params = settings.explainer.params if method == settings.explainer.name else {}
-        maps = {name: [found.relevance for found in model.explain_cohort(chosen.scans, method, settings.target, settings.batch_size, params)]
-                for name, model in chosen.models.items()}
+        try:
+            maps = {name: [found.relevance for found in model.explain_cohort(chosen.scans, method, settings.target, settings.batch_size, params)]
+                    for name, model in chosen.models.items()}
+        except (ExplainerError, ModelError) as error:  # a method that these networks do not allow
+            notes.append(f"{method}: {error}")
+            continue
         by_method[method] = next(iter(maps.values()))
         tables.append(agreement_table(maps, brain).assign(between="networks", method=method))
-    if len(names) > 1:
+    if not by_method:
+        raise ConfigError("No method can explain these networks:\n" + "\n".join(notes))
+    if len(by_method) > 1:
         tables.append(agreement_table(by_method, brain).assign(between="methods", method=""))
     found = pd.concat(tables, ignore_index=True)[["between", "method", "first", "second", "scans", "spearman", "dice", "ssim"]]
     write_table(found, Path(configs[0].folder, "agreement.csv"))
+    found.attrs["notes"] = notes
     return found
