@@ -1,5 +1,7 @@
-"""How long the viewer takes to show a change, measured in a headless browser without a graphics processor, beside NiiVue.
+"""How long the viewer takes to show a change, measured in a headless browser without a graphics processor, beside NiiVue,
+and beside ipyniivue where it is installed.
 
+    pip install ipyniivue
     python benchmarks/viewer.py
 
 A map of 121 x 145 x 121 voxels, the CAT12 grid without a field of view. A change is timed from the event of the control to the frame after the
@@ -7,7 +9,10 @@ slices are drawn; the first view from the call in Python to the drawn slices, ex
 A page of the app is timed from its address to the form, a report of a scan from its file to the first painted text (as the browser tells it)
 and to the drawn brain.
 """
+import importlib.metadata
+import importlib.util
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import nbformat
 import numpy as np
 from playwright.sync_api import sync_playwright
 from results import write_section
@@ -104,6 +110,64 @@ def measure_niivue(browser, scene: Scene) -> list[tuple[str, float, float]]:
     return [(f"NiiVue, {name}", float(np.median(times)), max(times)) for name, times in found.items()]
 
 
+IPYNIIVUE = """
+from ipyniivue import NiiVue
+from ipywidgets import FloatSlider, VBox
+view, slider = NiiVue(height=440), FloatSlider(value=0.2, min=0, max=1, step=0.01)
+view.load_volumes([{"path": "scan.nii.gz"}, {"path": "map.nii.gz", "colormap": "warm", "colormap_negative": "winter", "cal_min": 0.2, "cal_max": 1.0}])
+slider.observe(lambda change: setattr(view.volumes[1], "cal_min", change["new"]), "value")
+VBox([view, slider])
+"""
+COUNTED = """
+let draws = 0, last = 0, gl = null
+for (const name of ["drawArrays", "drawElements"]) {
+  const given = WebGL2RenderingContext.prototype[name]
+  WebGL2RenderingContext.prototype[name] = function (...told) { draws++; last = performance.now(); gl = this; return given.apply(this, told) }
+}
+window.timed = (act) => new Promise((done) => {  // until the last drawing is finished, known 20 ms after it was asked for
+  const before = draws, begin = performance.now(), pixel = new Uint8Array(4)
+  const look = () => {
+    if (draws === before || performance.now() - last < 20) return setTimeout(look, 2)
+    gl.readPixels(9, 9, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, pixel)
+    done(performance.now() - begin)
+  }
+  act(); look()
+})
+window.moved = () => { const one = document.querySelector(".noUi-handle"); one.focus(); one.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true })) }
+window.clicked = (i) => { const canvas = document.querySelector("canvas"), box = canvas.getBoundingClientRect()
+  for (const name of ["mousedown", "mouseup"]) canvas.dispatchEvent(new MouseEvent(name, { clientX: box.left + 150 + 8 * i, clientY: box.top + 200, buttons: 1, bubbles: true })) }
+"""
+
+
+def measure_ipyniivue(browser, scene: Scene) -> list[tuple[str, float, float]]:
+    "The same with ipyniivue, served by Voilà: a slider of ipywidgets that sets the map's limit, and a click into the slices; nothing where it is not installed."
+    if importlib.util.find_spec("ipyniivue") is None:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        scene.scan.save(Path(folder, "scan.nii.gz"))
+        scene.relevance.save(Path(folder, "map.nii.gz"))
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(IPYNIIVUE)]), Path(folder, "page.ipynb"))
+        server = subprocess.Popen([sys.executable, "-m", "voila", "page.ipynb", "--port", "8977", "--no-browser"], cwd=folder, stderr=subprocess.DEVNULL)
+        try:
+            time.sleep(8)
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page.add_init_script(COUNTED)
+            page.goto("http://localhost:8977/")
+            page.wait_for_selector("canvas")
+            time.sleep(10)  # until the volumes are drawn
+            found = {"threshold": [], "slice": []}
+            for i in range(7):
+                found["threshold"].append(page.evaluate("timed(moved)"))
+                time.sleep(0.5)
+                found["slice"].append(page.evaluate(f"timed(() => clicked({i}))"))
+                time.sleep(0.5)
+            page.close()
+        finally:
+            server.terminate()
+    version = importlib.metadata.version("ipyniivue")
+    return [(f"ipyniivue {version}, {name}", float(np.median(times)), max(times)) for name, times in found.items()]
+
+
 def measure_python(scene: Scene) -> list[tuple[str, float, float]]:
     "What Python takes: the first answer, a new threshold, and a new scan with its map by a network of the group on the whole grid."
     def timed(act) -> float:
@@ -174,7 +238,7 @@ def main() -> None:
         found += measure_python(scene)
         drawing = partial(start, "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
         browser = drawing()
-        found += measure_niivue(browser, scene)
+        found += measure_niivue(browser, scene) + measure_ipyniivue(browser, scene)
         browser.close()
         rows, size = measure_report(drawing)
         browser = start("--disable-gpu")
