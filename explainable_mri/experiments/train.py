@@ -105,6 +105,8 @@ def fit_fold_norms(
     table = table[table.group.isin(config.task.control_groups)].dropna(subset=[*_NORM_COVARIATES]).drop_duplicates("subject")
     atlas = load_atlas(config.explanation.atlas, cohort.grid)
     measured = pd.DataFrame([node_volumes(volumes[row], atlas, cohort.grid) for row in table.index], table.index)
+    if (measured < 0).any(axis=None):
+        raise ValueError("Norms are fitted on scans, whose regions have volumes above 0, not on residual maps.")
     try:
         return fit_norms(measured.loc[:, measured.nunique() > 1], table, _NORM_COVARIATES,
                          source=f"training part of {config.name}, {atlas.name.upper()}")
@@ -173,13 +175,14 @@ def train_fold(
     _require_one_scale(cohort, volumes)
     residuals = fit_residuals(config, cohort, split, volumes)
     unlike = check_sizes(residuals, (volumes[row] for row in split.test))
+    norms = fit_fold_norms(config, cohort, split, volumes)  # before the scans give way to their residual maps
     maps = residual_maps(volumes, cohort.table, cohort.grid, residuals, config.cache)
     learned = learn_covariates(config, cohort, split)
     second = None if learned is None else learned.matrix(cohort.table)
     open_experiment(config)
     record_inputs(cohort, split, all_covariates(config), folder / "split.csv")
     write_json(describe_environment(), folder / "environment.json")
-    if norms := fit_fold_norms(config, cohort, split, volumes):
+    if norms is not None:
         save_norms(norms, folder / "norms.json")
     train(config.model.component(0 if second is None else second.shape[1]), ScanDataset(maps, labels, split.train, transform, second),
           ScanDataset(maps, labels, split.validation, covariates=second), config.training, folder,
