@@ -28,7 +28,7 @@ from torch import nn
 from .analysis.regions import region_table
 from .analysis.wscores import NormativeModel, parse_norms, read_norms
 from .config import CacheConfig, Component
-from .data.atlases import load_atlas
+from .data.atlases import LEAST_LIKENESS, likeness, load_atlas
 from .data.axes import Axes, get_axes
 from .data.cache import load_volumes, residual_maps
 from .data.cohorts import LIMITS
@@ -163,7 +163,14 @@ def _view(explanation: Explanation, **options: Any) -> Any:
     return view_explanation(explanation, **options)
 
 
-Explanation.view = _view
+def _reading(explanation: Explanation, language: str = "en", atlas: str = "aal") -> Any:
+    "What the map amounts to, in sentences by rule, in English or German; None unless the second of two classes is explained."
+    from explainable_mri.report.scan import scan_reading
+
+    return scan_reading(explanation, load_atlas(atlas, explanation.relevance.grid), language)
+
+
+Explanation.view, Explanation.reading = _view, _reading
 
 # %% ../nbs/59_inference.ipynb #45122683
 class OnGrid(nn.Module):
@@ -279,7 +286,7 @@ class Model:
         if covariates is not None:
             self.network = OneInput(network, len(covariates.columns), None if self.axes.is_identity else self.axes.to_network)
         self.component, self.provenance = component, dict(provenance or {})
-        self._explainers: dict[str, Any] = {}
+        self._explainers, self.seen = {}, {}  # seen: train or validation, by the hash of a scan's file that the network has seen
 
     def __repr__(self) -> str:
         covariates = ", ".join(self.residuals.covariates) if self.residuals else "none"
@@ -531,22 +538,35 @@ class _OneScan:
     maps: np.ndarray                # what goes into the network (1, x, y, z)
     covariates: np.ndarray | None   # what goes in beside it (1, columns)
     notes: tuple[str, ...]          # what was done or left out
+    unlike: str | None = None       # how its values differ from the training's, "" where they do not; None: not known
 
 
+def _doubts(model: Model, volume: Volume) -> list[str]:
+    "Notes on a scan that is no brain as the template's, or that the network has seen in training."
+    notes = []
+    if GRIDS.get(model.grid.name) == model.grid and (like := likeness(volume.array, model.grid)) < LEAST_LIKENESS:
+        notes.append(f"The scan is unlike a brain in template space (correlation with the template {like:.2f}, usual are {LEAST_LIKENESS:g} and "
+                     "more): it may be turned, cut, or no such map. What is said of it means nothing then.")
+    if model.seen and volume.source is not None and volume.source.is_file() and (part := model.seen.get(hash_file(volume.source))):
+        notes.append(f"The network has seen this scan in its {'training' if part == 'train' else part}, so what it says of it is no test.")
+    return notes
+
+# %% ../nbs/59_inference.ipynb #b1d13b74
 def _one(model: Model, scan: Any, covariates: Mapping[str, Any] | None, resample: bool, any_scale: bool = False) -> _OneScan:
     "Read a scan, and take its covariates out or lay them beside it."
     unused = _check_covariates(model, covariates or {})
     volume = load_volume(scan, model.grid, resample)
-    unlike = check_sizes(model.residuals, [volume.array]) if isinstance(model.residuals, ResidualModel) else []
+    unlike = check_sizes(model.residuals, [volume.array]) if isinstance(model.residuals, ResidualModel) and model.residuals.ranges_ else []
     if any(unlike) and not any_scale and is_another_scale(model.residuals, volume.array):
         raise ModelError(f"{volume.source or 'The scan'}: {unlike[0]} Prepare it as the scans of the training were, or say "
                          "any_scale=True where its values are meant to be so.")
-    notes = [*volume.notes, *unused, *_far_covariates(model, covariates or {}), *filter(None, unlike)]
+    notes = [*volume.notes, *unused, *_far_covariates(model, covariates or {}), *filter(None, unlike), *_doubts(model, volume)]
     if unused:
         warnings.warn(unused[0], stacklevel=4)
     needed = model.covariates.covariates if model.covariates else []
     table = pd.DataFrame([{"path": str(volume.source or "the scan"), **dict.fromkeys(needed), **(covariates or {})}])
-    return _OneScan(volume, model_maps(model, table, volume.array[None].copy()), second_input(model, table), tuple(notes))
+    maps = model_maps(model, table, volume.array[None].copy())
+    return _OneScan(volume, maps, second_input(model, table), tuple(notes), unlike[0] if unlike else None)
 
 
 def _prediction(model: Model, one: _OneScan, age: Any = None) -> Prediction:
@@ -596,10 +616,11 @@ def explain_scan(
     if number is None:
         note = f"'{chosen}' is explained, the predicted class, since no target was given."
         prediction = replace(prediction, notes=(*prediction.notes, note))
+    network = _describe_network(model) | ({} if one.unlike is None else {"unlike": one.unlike})
     explainer = _explainer(model, method, _with_scans(model, method, params, one.volume.array[None]))
     found = next(_explain_with(model, explainer, one.maps, chosen, 1, one.covariates))
     return Explanation(Volume(found.relevance, model.grid), one.volume, prediction, chosen, method, params, found.check, found.layer,
-                       found.covariates, dict(covariates or {}), _describe_network(model), model.norms)
+                       found.covariates, dict(covariates or {}), network, model.norms)
 
 
 Model.predict, Model.explain = predict_scan, explain_scan
@@ -695,6 +716,9 @@ def _complete(model: Model, folder: Path) -> Model:
         model.calibration, model.provenance["threshold"] = read_calibration(values), values["threshold"]
     if path := _own_file(folder, "norms.json"):
         model.norms = read_norms(path)
+    if path := _own_file(folder, "split.csv"):
+        scans = pd.read_csv(path, dtype=str)
+        model.seen = dict(scans.loc[scans.part.isin(["train", "validation"]), ["sha256", "part"]].itertuples(index=False))
     return model
 
 
@@ -719,8 +743,8 @@ def load_model(
                          "Anybody's network becomes one with Model(...).")
     path = Path(path)
     if path.is_dir():
-        if (path / "best.ckpt").exists():
-            return _complete(_from_checkpoint(path / "best.ckpt"), path)
+        if checkpoint := _own_file(path, "best.ckpt"):
+            return _complete(_from_checkpoint(checkpoint), path)
         if (path / "network.json").exists():
             return _from_keras(load_network(path), path, grid, classes)
         raise ModelError(f"{path} holds no model: neither best.ckpt, of a trained fold, nor network.json, of import-keras.")

@@ -1,4 +1,5 @@
 """New scans by the command: what a killed batch keeps, raw scans with and without ANTs, and what is refused."""
+import gzip
 import json
 import os
 import shutil
@@ -220,3 +221,57 @@ def test_the_viewers_report_shows_the_cases_that_predict_shows(experiment, table
     mine = session_report(session, "html")[1]
     cases = [text[text.index(heading):][:3000].split(b"</table>")[0].split(b"<table")[1] for text in (page, mine)]
     assert cases[0] == cases[1]
+
+
+def person_of(scan) -> list[str]:
+    "A row's covariates as options."
+    return [str(part) for name in ("age", "sex", "tiv", "field_strength") for part in ("--" + name.replace("_", "-"), getattr(scan, name))]
+
+
+def test_a_scan_with_two_descriptions_is_refused(experiment, table, tmp_path):
+    twice = pd.read_csv(table).iloc[[0, 1, 0]].assign(age=[70, 71, 72])
+    twice.to_csv(tmp_path / "twice.csv", index=False)
+    code, _, error = predict(tmp_path, experiment.folder / "fold-1", "--table", "twice.csv")
+    assert code == 1 and "listed twice (scans 1 and 3) with different covariates" in error
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_what_was_changed_is_made_again_and_what_was_there_stays(experiment, table, tmp_path):
+    first, second = pd.read_csv(table).iloc[[0, 3]].itertuples()
+    fold, scan = experiment.folder / "fold-1", tmp_path / "scan.nii.gz"
+    shutil.copy(first.path, scan)
+    assert predict(tmp_path, fold, scan, *person_of(first), "--explain", "lrp.epsilon_plus")[0] == 0
+    path = next((tmp_path / "predictions").glob("*_relevance.nii.gz"))
+    image, before = nib.load(path), path.read_bytes()
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), path)  # left and right exchanged
+    assert predict(tmp_path, fold, scan, *person_of(first), "--explain", "lrp.epsilon_plus")[0] == 0
+    assert np.array_equal(nib.load(path).get_fdata(), nib.Nifti1Image.from_bytes(gzip.decompress(before)).get_fdata())
+    assert predict(tmp_path, fold, second.path, *person_of(second))[0] == 0
+    assert pd.read_csv(tmp_path / "predictions/predictions.csv").path.tolist() == [second.path, str(scan)]
+    shutil.copy(second.path, scan)  # another scan under the same name, of which no map is asked for
+    assert predict(tmp_path, fold, scan, *person_of(second))[0] == 0
+    assert not path.exists(), "the map of the scan that was there before"
+
+
+def test_a_checkpoint_of_another_network_is_refused(experiment, table, tmp_path):
+    fold = tmp_path / "tiny" / "fold-1"
+    shutil.copytree(experiment.folder / "fold-1", fold)
+    (fold / "best.ckpt").write_bytes((ROOT / "nbs/tour.ckpt").read_bytes())
+    scan = next(pd.read_csv(table).itertuples())
+    code, _, error = predict(tmp_path, fold, scan.path, *person_of(scan))
+    assert code == 1 and "best.ckpt is not the file that was written there" in error
+
+
+def test_scans_that_mean_nothing_say_so(experiment, table, tmp_path):
+    scan = next(pd.read_csv(table).itertuples())
+    image = nib.load(scan.path)
+    values, rng = image.get_fdata(), np.random.default_rng(0)
+    for name, changed in {"down": values[:, :, ::-1], "noise": rng.random(values.shape), "half": 0.5 * values}.items():
+        nib.save(nib.Nifti1Image(changed.astype(np.float32), image.affine), tmp_path / f"{name}.nii.gz")
+    split = pd.read_csv(experiment.folder / "fold-1/split.csv")
+    seen, new = (load_cohort(experiment).table.merge(split.loc[rows, ["subject", "session"]]).path.iloc[0] for rows in (split.part == "train", split.part == "test"))
+    assert predict(tmp_path, experiment.folder / "fold-1", "down.nii.gz", "noise.nii.gz", "half.nii.gz", seen, new, *person_of(scan))[0] == 0
+    down, noise, half, known, unknown = pd.read_csv(tmp_path / "predictions/predictions.csv").notes.fillna("")
+    assert "unlike a brain in template space" in down and "unlike a brain in template space" in noise
+    assert "not in the same unit" in half and "unlike" not in half
+    assert "has seen this scan in its training" in known and unknown == ""

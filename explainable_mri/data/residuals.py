@@ -265,7 +265,7 @@ class ResidualModel(VoxelRegression):
         return out
 
 # %% ../../nbs/19_residuals.ipynb #2a6244dd
-_SIZES = {"mean": (1 / 3, 3),
+_SIZES = {"mean": (0.7, 1.4),
           "largest value": (0, 5)}  # how much less, or more, than in all fitted maps is possible
 
 

@@ -331,11 +331,24 @@ def _answer(path: Path, model: Model, scan: NewScan, name: str, out: Path, how: 
     prepared = {"prepared": scan.path} if scan.path != scan.source else {}
     return {"path": scan.source, **prepared, **values, **likelihood, **extra, "notes": " ".join(prediction.notes), "error": ""}
 
+# %% ../../nbs/88_evaluate.ipynb #a02095ef
+def _hash_files(row: dict[str, Any]) -> dict[str, str | None]:
+    "The hashes of an answer's files, by path; None for one that is not there."
+    places = [Path(row[key]) for key in ("relevance_map", "report", "dicom") if key in row]
+    files = [file for place in places for file in (sorted(place.iterdir()) if place.is_dir() else [place])]
+    return {str(file): hash_file(file) if file.is_file() else None for file in files}
+
 
 def _is_done(done: dict[str, Any], made_from: dict[str, Any]) -> bool:
-    "Whether an answer was made from the same, without an error, and its files are there."
-    return (done.get("made_from") == made_from and not done["row"].get("error")
-            and all(Path(done["row"][key]).exists() for key in ("relevance_map", "report", "dicom") if key in done["row"]))
+    "Whether an answer was made from the same, without an error, and its files are as they were written."
+    return done.get("made_from") == made_from and not done["row"].get("error") and done.get("files") == _hash_files(done["row"])
+
+
+def _forget(done: dict[str, Any], made_from: dict[str, Any]) -> None:
+    "Delete the files of an answer whose scan or network has changed, so that they are not taken for those of the new one."
+    if done and any(done["made_from"].get(key) != made_from[key] for key in ("scan", "sha256", "model")):
+        for file in _hash_files(done["row"]):
+            Path(file).unlink(missing_ok=True)
 
 
 def _keep_answer(path: Path, model: Model, scan: NewScan, out: Path, how: Answering) -> dict[str, Any]:
@@ -345,11 +358,12 @@ def _keep_answer(path: Path, model: Model, scan: NewScan, out: Path, how: Answer
                  "sha256": hash_file(scan.path) if Path(scan.path).is_file() else None}
     done = read_json(out / f"{name}.json") if (out / f"{name}.json").exists() else {}
     if not _is_done(done, made_from):
+        _forget(done, made_from)
         try:
             row = _answer(path, model, scan, name, out, how)
         except (ExplainableMRIError, OSError) as error:
             row = {"path": scan.source, "error": str(error)}
-        done = {"made_from": made_from, "row": row}
+        done = {"made_from": made_from, "row": row, "files": _hash_files(row)}
         write_json(done, out / f"{name}.json")
     return done["row"]
 
@@ -357,6 +371,25 @@ def _keep_answer(path: Path, model: Model, scan: NewScan, out: Path, how: Answer
 _NO_COVARIATES = {"path", "subject", "session", "group", "flags"}  # columns of a cohort's table
 
 
+def _check_twice(table: pd.DataFrame) -> None:
+    "Raise `ConfigError` for a scan that is listed with two descriptions of its person: one answer would take the place of the other."
+    for _, own in table.groupby([str(Path(path).resolve()) for path in table.path], sort=False):
+        if len(own.drop_duplicates()) > 1:
+            rows = " and ".join(str(number + 1) for number in own.index[:2])
+            raise ConfigError(f"{own.path.iloc[0]} is listed twice (scans {rows}) with different covariates, though a scan is of one person at one "
+                              "time. Correct the table, or predict them into different folders.")
+
+
+def _other_answers(out: Path, found: pd.DataFrame, model: Model) -> list[dict[str, Any]]:
+    "The answers of the same network for other scans that the folder keeps from earlier runs."
+    here, rows = set(found.path), []
+    for path in sorted(out.glob("*.json")):
+        done = read_json(path)
+        if isinstance(done, dict) and {"made_from", "row"} <= set(done) and done["made_from"].get("model") == model.provenance.get("sha256"):
+            rows += [done["row"]] if done["row"]["path"] not in here else []
+    return rows
+
+# %% ../../nbs/88_evaluate.ipynb #5f50b622
 def predict_scans(
     path: str | os.PathLike,          # folder of a trained fold, or whatever `load_model` reads
     table: pd.DataFrame,              # path of maps or raw scans, and covariates, a row a scan
@@ -368,10 +401,12 @@ def predict_scans(
     dicom: bool = False,              # whether each map is written for the archive, too: a folder of DICOM files
     identity_from: str | os.PathLike | None = None,  # DICOM of the one scan, whose identity these files get; None: nobody's
 ) -> pd.DataFrame:  # path, prepared, predictions, likelihoods, relevance_map, report, dicom, notes, error; a row a scan
-    "Predict new scans, explain them and report on them; scans that are done are kept, those that fail are named."
+    """Predict new scans, explain them and report on them; scans that are done are kept, those that fail are named. predictions.csv has the scans of
+    earlier runs into the same folder, too, as far as they are of the same network."""
     model, out, rows = load_model(path), Path(out), []
     how = choose_answering(path, model, method, target, report, dicom, identity_from)
     _check_archive(how, len(table))
+    _check_twice(table)
     remove_partials(out)
     for row in progress_bar(table.to_dict("records"), desc="Predicting", unit="scan"):
         source = str(row["path"])
@@ -386,7 +421,7 @@ def predict_scans(
         rows += [_keep_answer(Path(path), model, scan, out, how) for scan in scans]
         rows += [{"path": source, "error": f"{name}: {error}" if name else error} for name, error in failed.items()]
     found = pd.DataFrame(rows)
-    write_table(found, out / "predictions.csv")
+    write_table(pd.DataFrame([*rows, *_other_answers(out, found, model)]), out / "predictions.csv")
     return found
 
 # %% ../../nbs/88_evaluate.ipynb #5c25b8d8

@@ -30,7 +30,7 @@ from ..analysis.hierarchy import node_names, region_hierarchy, tree_table
 from ..analysis.measures import EDGE, brain_edge
 from ..analysis.regions import region_table, side, without_side
 from ..analysis.wscores import node_volumes
-from ..data.atlases import Atlas, load_atlas, load_brain_mask, load_t1_template, load_template
+from ..data.atlases import LEAST_LIKENESS, Atlas, likeness, load_atlas
 from ..data.residuals import CovariateError
 from ..data.volumes import Grid, Volume
 from ..environment import package_versions
@@ -112,6 +112,7 @@ _ENGLISH |= {
     "sum": "Conservation: the map sums to what it explains", "promised_none": "no sum is promised by this method", "logit": "logit",
     "own_unit": "the method's own unit", "outside": "Relevance outside the brain", "at_most": "at most {value}",
     "edge": "Relevance in the brain's outermost {mm:.0f} mm", "edge_limit": "at most {value}, twice its share of the brain",
+    "scale": "Values of the scan, beside those of the training's scans", "scale_ok": "of the same size", "scale_bad": "of another size",
     "likeness": "Likeness of the scan to the template (correlation)", "at_least": "at least {value}",
     "calibration": "Persons on whom the likelihood was calibrated", "remarks": "Remarks on the way: {notes}",
     "checks_caption": "A check that is not passed does not say what is wrong, but that the map should not be relied on before it is known.",
@@ -135,7 +136,9 @@ _ENGLISH |= {
     "norms_few": "With so few controls, w-scores are themselves uncertain and their magnitudes tend to be too large.",
     "covariate_age": "age", "covariate_sex": "sex", "covariate_tiv": "head size",
     "no_norms": "No w-scores: {why}", "why_none": "the network comes without norms of its controls.",
-    "why_atlas": "the norms are those of another atlas.",
+    "why_atlas": "the norms are those of another atlas.", "why_no_volumes": "what the norms expect are no volumes. Train again: they were made by an "
+    "earlier version.", "why_odd": "half of the regions deviate by {median} standard deviations and more, as no brain does. The scan is "
+    "not of the norms' kind.",
     "cases_caption": "The {count} persons of the training part whose scans are most alike for the network (distance of standardised features in "
     "its last layer; 1.4 is that of scans taken at random), with their diagnosis at this visit and, where there are more visits, their course.",
     "group": "diagnosis", "age": "age (years)", "sex": "sex", "distance": "distance", "course": "course",
@@ -191,6 +194,7 @@ _GERMAN |= {
     "sum": "Erhaltung: Die Karte summiert sich zu dem, was sie erklärt", "promised_none": "das Verfahren verspricht keine Summe",
     "logit": "Logit", "own_unit": "Einheit des Verfahrens", "outside": "Relevanz außerhalb des Gehirns", "at_most": "höchstens {value}",
     "edge": "Relevanz in den äußersten {mm:.0f} mm des Gehirns", "edge_limit": "höchstens {value}, das Doppelte ihres Anteils am Gehirn",
+    "scale": "Werte des Scans, neben denen der Trainingsscans", "scale_ok": "von gleicher Größe", "scale_bad": "von anderer Größe",
     "likeness": "Ähnlichkeit des Scans mit der Vorlage (Korrelation)", "at_least": "mindestens {value}",
     "calibration": "Personen, an denen kalibriert wurde", "remarks": "Anmerkungen des Programms: {notes}",
     "checks_caption": "Eine Prüfung, die nicht bestanden ist, sagt nicht, was fehlt, sondern dass man sich auf die Karte nicht verlassen soll, "
@@ -216,7 +220,9 @@ _GERMAN |= {
     "norms_few": "Bei so wenigen Kontrollpersonen sind w-Werte selbst unsicher, und ihre Beträge fallen eher zu groß aus.",
     "covariate_age": "Alter", "covariate_sex": "Geschlecht", "covariate_tiv": "Kopfgröße",
     "no_norms": "Keine w-Werte: {why}", "why_none": "Das Netz bringt keine Normen seiner Kontrollpersonen mit.",
-    "why_atlas": "Die Normen sind die eines anderen Atlas.",
+    "why_atlas": "Die Normen sind die eines anderen Atlas.", "why_no_volumes": "Was die Normen erwarten, sind keine Volumina. Das Netz muss neu "
+    "trainiert werden: Sie stammen von einer früheren Version.", "why_odd": "Die Hälfte der Regionen weicht um {median} Standardabweichungen und "
+    "mehr ab, wie bei keinem Gehirn. Der Scan ist von anderer Art als die der Normen.",
     "cases_caption": "Die {count} Personen des Trainings, deren Scans für das Netz am ähnlichsten sind (Abstand standardisierter Merkmale seiner "
     "letzten Schicht; 1,4 ist der von zufällig gewählten Scans), mit ihrer Diagnose bei diesem Besuch und, wo es mehr Besuche gibt, ihrem Verlauf.",
     "group": "Diagnose", "age": "Alter (Jahre)", "sex": "Geschlecht", "distance": "Abstand", "course": "Verlauf",
@@ -318,6 +324,7 @@ def slice_figures(
 
 # %% ../../nbs/78_scan.ipynb #2c121d94
 _FEW_CONTROLS = 50  # below which norms are uncertain; see the chapter on w-scores
+_ODD = 4  # standard deviations by which half of the brain's regions deviate in nobody: the scan or the norms are of another kind
 
 
 def scan_wscores(
@@ -334,9 +341,14 @@ def scan_wscores(
     if len(known) < len(volumes) / 2:
         return None, words["no_norms"].format(why=words["why_atlas"])
     try:
-        scores = norms.wscores(volumes[known].to_frame().T, pd.DataFrame([explanation.person])).iloc[0]
+        person = pd.DataFrame([explanation.person])
+        scores, expected = norms.wscores(volumes[known].to_frame().T, person).iloc[0], norms.expected(person)[known].iloc[0]
     except CovariateError as error:
         return None, words["no_norms"].format(why=str(error))
+    if (expected <= 0).mean() > 0.1:  # such as norms that an earlier version fitted on residual maps
+        return None, words["no_norms"].format(why=words["why_no_volumes"])
+    if scores.abs().median() > _ODD:
+        return None, words["no_norms"].format(why=words["why_odd"].format(median=round(scores.abs().median())))
     by = ", ".join(words.get(f"covariate_{name}", name) for name in norms.covariates)
     told = words["norms"].format(controls=norms.controls, covariates=by, source=norms.source)
     return scores, f"{told} {words['norms_few']}" if norms.controls < _FEW_CONTROLS else told
@@ -379,9 +391,6 @@ def _region_block(explanation: Explanation, atlas: Atlas, words: Mapping[str, st
     return Table(table, caption, formats=forms, names=names, decimal="," if language == "de" else ".")
 
 # %% ../../nbs/78_scan.ipynb #1d4b4dbd
-_LEAST_LIKE = 0.7  # correlation with the template below which the preparation of a scan is doubted
-
-
 @dataclass(frozen=True)
 class Check:
     "A question about a map, and its answer."
@@ -390,15 +399,6 @@ class Check:
     found: str            # what was found
     expected: str         # what was expected
     passed: bool | None   # None where nothing was promised
-
-
-def _likeness(scan: Volume) -> float:
-    "The larger correlation of a scan with the template's grey matter and T1-weighted image, within the brain."
-    brain = load_brain_mask(scan.grid)
-    values = scan.array[brain]
-    if not values.std():
-        return 0.0
-    return max(float(np.corrcoef(values, load(scan.grid)[brain])[0, 1]) for load in (load_template, load_t1_template))
 
 
 def scan_checks(
@@ -415,14 +415,16 @@ def scan_checks(
         checks.append(Check(words["sum"], _say(check.total[0], "{:.4g}", language), f"{meaning} {_say(check.expected[0], '{:.4g}', language)}"
                             + ("" if promised else f"; {words['promised_none']}"), check.holds))
     edge = brain_edge(relevance.grid)(relevance.array, pd.Series())
-    limit, like = 2 * edge["edge_volume_share"], _likeness(explanation.scan)
+    limit, like = 2 * edge["edge_volume_share"], likeness(explanation.scan.array, explanation.scan.grid)
     checks += [
         Check(words["outside"], _say(edge["outside_share"], "{:.1%}", language),
               words["at_most"].format(value=_say(edge["outside_limit"], "{:.0%}", language)), edge["outside_share"] <= edge["outside_limit"]),
         Check(words["edge"].format(mm=EDGE), _say(edge["edge_share"], "{:.1%}", language),
               words["edge_limit"].format(value=_say(limit, "{:.1%}", language)), edge["edge_share"] <= limit),
-        Check(words["likeness"], _say(like, "{:.2f}", language), words["at_least"].format(value=_say(_LEAST_LIKE, "{:.1f}", language)),
-              like >= _LEAST_LIKE)]
+        Check(words["likeness"], _say(like, "{:.2f}", language), words["at_least"].format(value=_say(LEAST_LIKENESS, "{:.1f}", language)),
+              like >= LEAST_LIKENESS)]
+    if (unlike := explanation.network.get("unlike")) is not None:
+        checks.append(Check(words["scale"], words["scale_bad" if unlike else "scale_ok"], words["scale_ok"], not unlike))
     if calibration := explanation.network.get("calibration"):
         checks.append(Check(words["calibration"], str(calibration["persons"]), words["at_least"].format(value=FEW), calibration["persons"] >= FEW))
     return checks
@@ -450,9 +452,6 @@ def scan_reading(
     checks = [(check.name, check.passed) for check in scan_checks(explanation, language) if check.passed is not None]
     return read_scan(Finding(likelihood, explanation.probability, threshold, explanation.target, task.outputs[0], nodes,
                              scan_wscores(explanation, atlas)[0], checks), language)
-
-
-Explanation.reading = lambda self, language="en", atlas="aal": scan_reading(self, load_atlas(atlas, self.relevance.grid), language)
 
 # %% ../../nbs/78_scan.ipynb #1a4bf522
 def scan_wheels(

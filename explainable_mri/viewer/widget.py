@@ -401,15 +401,15 @@ function build(it) {
     it.model.send({ report: form }) }, `${words.report} ${form.toUpperCase()}`))
   it.link = html("input", { readonly: true, "data-part": "link", "aria-label": words.link, onfocus: (event) => event.target.select() })
   it.root.replaceChildren(controls(it), html("div", { class: "main" },
-    html("p", { class: "sentence", "data-part": "sentence" }, it.scene.sentence), html("p", { class: "message", role: "alert",
-      "data-part": "message" }),
+    html("p", { class: "sentence", "data-part": "sentence" }, it.scene.sentence), notes.map((text) => html("p", { class: "remark" }, text)),
+    html("p", { class: "message", role: "alert", "data-part": "message" }),
     html("div", { class: "stage" }, html("div", { class: "all" }, views), bar(it)),
     html("div", { class: "where", "aria-live": "polite" }, html("p", {}, html("b", { "data-part": "region" }), " ", html("span",
       { "data-part": "crosshair" })),
       html("div", { "data-part": "here" })),
     html("p", { class: "small" }, words.hint), html("div", { class: "buttons" }, reports, html("label", { class: "row" }, html("span", {},
       words.link), it.link)),
-    tables(it), html("p", { class: "small", "data-part": "note" }, note), notes.map((text) => html("p", { class: "small" }, text)),
+    tables(it), html("p", { class: "small", "data-part": "note" }, note),
     html("p", { class: "notice" }, words.notice)))
   charts(it); refresh(it); here(it); told(it)
 }
@@ -478,7 +478,8 @@ _STYLE = """
 .xmri :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 .xmri .pair, .xmri .buttons { display: flex; gap: .6rem; align-items: end; flex-wrap: wrap; } .xmri .pair > *, .xmri .buttons > * { flex: 1 1 6rem; }
 .xmri .buttons .row { flex: 3 1 14rem; } .xmri .tick input { margin-right: .45rem; }
-.xmri .sentence { font-size: 1.12rem; font-weight: 650; } .xmri .message { color: #b3261e; font-weight: 600; }
+.xmri .sentence { font-size: 1.12rem; font-weight: 650; } .xmri .remark { border-left: 3px solid #c77700; padding-left: .6rem; margin: .3rem 0; }
+.xmri .message { color: #b3261e; font-weight: 600; }
 .xmri[data-theme=dark] .message { color: #ffb4ab; } .xmri .message:empty { display: none; }
 .xmri .stage { display: flex; gap: 1rem; align-items: flex-start; } .xmri .all { flex: 1; min-width: 0; }
 .xmri .views { display: grid; grid-template-columns: 100fr 100fr 120fr; gap: .8rem; align-items: start; }
