@@ -1,5 +1,7 @@
 """The book as its readers and authors meet it: chapters of small cells, quiet outputs, and a site that stands on its own."""
 import ast
+import importlib
+import importlib.util
 import re
 import shutil
 from pathlib import Path
@@ -104,3 +106,16 @@ def test_a_use_follows_every_pair_of_definitions(path):
         row = row + 1 if defines else 0
         most = max(most, row)
     assert most <= 2, f"{most} definitions stand in a row; show the first ones in use"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_page_imports_is_there(path):
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type != "code" or "explainable_mri" not in cell.source:
+            continue
+        lines = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!", "?"))]
+        for node in ast.walk(ast.parse("\n".join(lines) or "pass")):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("explainable_mri"):
+                module = importlib.import_module(node.module)
+                for name in node.names:
+                    assert hasattr(module, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}"), f"{node.module} has no {name.name}"
