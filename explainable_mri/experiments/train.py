@@ -173,13 +173,14 @@ def train_fold(
     _require_one_scale(cohort, volumes)
     residuals = fit_residuals(config, cohort, split, volumes)
     unlike = check_sizes(residuals, (volumes[row] for row in split.test))
+    norms = fit_fold_norms(config, cohort, split, volumes)  # before `residual_maps`, which overwrites the volumes
     maps = residual_maps(volumes, cohort.table, cohort.grid, residuals, config.cache)
     learned = learn_covariates(config, cohort, split)
     second = None if learned is None else learned.matrix(cohort.table)
     open_experiment(config)
     record_inputs(cohort, split, all_covariates(config), folder / "split.csv")
     write_json(describe_environment(), folder / "environment.json")
-    if norms := fit_fold_norms(config, cohort, split, volumes):
+    if norms:
         save_norms(norms, folder / "norms.json")
     train(config.model.component(0 if second is None else second.shape[1]), ScanDataset(maps, labels, split.train, transform, second),
           ScanDataset(maps, labels, split.validation, covariates=second), config.training, folder,
