@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--sample", type=int, default=30, help="cubes of the plain loop that are timed, twice")
     given = parser.parse_args()
+    load = os.getloadavg()[0]
     torch.manual_seed(0)
     network, scan = dyrba2021(given.shape).eval(), make_scan(given.shape)
     expected = 0.5 * scan
@@ -64,7 +65,7 @@ def main() -> None:
     shape = "×".join(map(str, given.shape))
     text = f"""## Occlusion on the CPU
 
-`python benchmarks/occlusion.py`, {datetime.date.today()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}, a machine shared with other work.
+`python benchmarks/occlusion.py`, {datetime.date.today()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s), PyTorch {torch.__version__}, load of the machine beforehand {load:.1f}.
 The CNN of Dyrba et al. (2021), a scan of {shape} voxels, cubes that reach {given.radius} voxels, steps of {given.step}, intensity halved, covariates taken out of the occluded
 scan; the map of the logit and of the probability. *Plain loop*, as published: all {len(every)} cubes, one scan at a time; {2 * given.sample} of them were timed, half before and half after ours
 ({first / given.sample:.3f} and {second / given.sample:.3f} s a cube), and scaled up. *Ours*, whole: the {touched} cubes that change the scan, of which the layers up to the first dense one see

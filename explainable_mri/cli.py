@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['describe_error', 'main', 'simulate_command', 'check_command', 'simulate_atrophy_command', 'train_command',
            'explain_command', 'report_command', 'run_command', 'crossval_command', 'compare_command',
-           'reproduce_command', 'leaderboard_command', 'sweep_command', 'evaluate_command', 'predict_command',
-           'prepare_command', 'import_keras_command', 'app_command', 'info_command']
+           'reproduce_command', 'leaderboard_command', 'agreement_command', 'conversion_command', 'regions_command',
+           'sweep_command', 'evaluate_command', 'predict_command', 'prepare_command', 'import_keras_command',
+           'app_command', 'info_command']
 
 # %% ../nbs/99_cli.ipynb #56b5ad18
 import errno
@@ -271,6 +272,15 @@ def run_command(notebook: str, config: Path, overrides: tuple[str, ...], fold: i
     click.echo(f"Executed: {out}" + (f"\nReport: {out.with_suffix('.html')}" if report else ""))
 
 # %% ../nbs/99_cli.ipynb #3cf55c95
+def _read_configs(words: tuple[str, ...], more: list[str]) -> list[ExperimentConfig]:
+    "The configurations among words, each with the overrides among them, and with more."
+    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
+    files = [word for word in words if word not in overrides]
+    if not files:
+        raise click.UsageError("Name a configuration, such as config/demo.yaml, before what is changed in it.")
+    return [load_config(file, [*overrides, *more]) for file in files]
+
+# %% ../nbs/99_cli.ipynb #034d1797
 @main.command("crossval")
 @click.argument("words", nargs=-1, required=True, metavar="CONFIG... [KEY=VALUE]...")
 @click.option("--folds", type=click.IntRange(min=2), help="Number of folds, in place of the configuration's split.params.folds.")
@@ -293,11 +303,7 @@ def crossval_command(words: tuple[str, ...], folds: int | None, launcher: str, j
     from explainable_mri.experiments.compare import compare_experiments
     from explainable_mri.experiments.crossval import cross_validate_each, read_options
 
-    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
-    files = [word for word in words if word not in overrides]
-    if not files:
-        raise click.UsageError("Name a configuration, such as config/demo.yaml, before what is changed in it.")
-    configs = [load_config(file, [*overrides, *([] if folds is None else [f"split.params.folds={folds}"])]) for file in files]
+    configs = _read_configs(words, [] if folds is None else [f"split.params.folds={folds}"])
     finished, failed = [], False
     studies = cross_validate_each(configs, launcher=launcher, at_once=jobs, **read_options(options))
     for config, study in zip(configs, studies):
@@ -369,6 +375,87 @@ def leaderboard_command(config: ExperimentConfig, fold: int, methods: tuple[str,
     from explainable_mri.experiments.leaderboard import leaderboard
 
     click.echo(str(leaderboard(config, fold, methods or None, scans)))
+
+# %% ../nbs/99_cli.ipynb #9fb97ef4
+@main.command("agreement")
+@click.argument("words", nargs=-1, required=True, metavar="CONFIG... [KEY=VALUE]...")
+@click.option("--method", "methods", multiple=True, metavar="EXPLAINER",
+              help="A method; the experiment's own by default. May be given several times.")
+@click.option("--scans", type=click.IntRange(min=2), default=12, show_default=True, help="Test scans at most, one a person.")
+def agreement_command(words: tuple[str, ...], methods: tuple[str, ...], scans: int) -> None:
+    """Compare maps of the same scans between the folds of an experiment, between experiments (of other seeds), and between methods.
+
+    The table is also in agreement.csv in the folder of the first experiment.
+
+    \b
+    Example:
+      explainable-mri agreement config/demo.yaml --method lrp.epsilon_plus --method integrated_gradients
+      explainable-mri agreement seed-0.yaml seed-1.yaml
+    """
+    from explainable_mri.experiments.agreement import agreement
+
+    configs = _read_configs(words, [])
+    found = agreement(configs, methods, scans)
+    for note in found.attrs["notes"]:
+        click.echo(f"Note: {note}")
+    click.echo(found.round(2).to_string(index=False))
+    click.echo(f"Agreement: {configs[0].folder / 'agreement.csv'}")
+
+# %% ../nbs/99_cli.ipynb #93904ddb
+@main.command("conversion")
+@_configured
+@click.option("--by", default="likelihood", show_default=True, help="What divides people: likelihood, a measure such as hippocampus_relevance, or a "
+              "column of numbers in the cohort.")
+@click.option("--threshold", "thresholds", type=float, multiple=True,
+              help="Threshold of the number; by default 0.5 of a likelihood, the median of others. May be given several times.")
+@click.option("--before", multiple=True, default=("MCI",), show_default=True, help="Group at the first visit. May be given several times.")
+@click.option("--after", multiple=True, default=("AD",), show_default=True, help="Group that ends the following. May be given several times.")
+@click.option("--visits", type=click.Path(path_type=Path), help="Table of all visits: subject, group and age; the cohort's own by default.")
+def conversion_command(config: ExperimentConfig, by: str, **options: Any) -> None:
+    """Follow tested people to their diagnosis: Kaplan-Meier curves by what was said of their first scan, and the log-rank test.
+
+    Tables and figure are in results/NAME/conversion/.
+
+    \b
+    Example:
+      explainable-mri conversion adni.yaml --visits visits.csv
+      explainable-mri conversion adni.yaml --by hippocampus_relevance
+    """
+    from explainable_mri.experiments.course import follow_course
+
+    course = follow_course(config, by, **options)
+    for note in course.notes:
+        click.echo(f"Note: {note}")
+    click.echo(course.found.parts.round(2).to_string(index=False))
+    click.echo(f"By {course.by}: log-rank p = {course.found.p:.2g}, concordance {course.found.concordance:.2f}")
+    click.echo(f"Conversion: {course.folder}")
+
+# %% ../nbs/99_cli.ipynb #b6a573e0
+@main.command("regions")
+@click.argument("map_path", metavar="MAP", type=click.Path(path_type=Path))
+@click.option("--atlas", default="aal", show_default=True, help="Name of an atlas, or a NIfTI file with a table of its regions beside it.")
+@click.option("--hierarchy", type=click.Path(path_type=Path), help="CSV file of the side, lobe and gyrus of each region; by default as AAL has them.")
+@click.option("--threshold", type=click.FloatRange(min=0, min_open=True), help="Magnitude of clusters; by default the 99th percentile.")
+@click.option("--smallest", type=click.FloatRange(min=0), default=0.1, show_default=True, help="Smallest cluster in ml.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for tables and wheel; by default MAP-regions beside the map.")
+def regions_command(map_path: Path, atlas: str, out: Path | None, **options: Any) -> None:
+    """Read a map in MNI space by regions, lobes and sides: sums, means, densities, peaks, clusters, and a wheel.
+
+    \b
+    Example:
+      explainable-mri regions results/demo/fold-1/explanations/mean_relevance_AD.nii.gz
+      explainable-mri regions map.nii.gz --atlas aal3 --threshold 0.2 --out regions
+    """
+    from explainable_mri.report.by_region import read_regions, write_regions
+
+    reading = read_regions(map_path, atlas, **options)
+    for note in reading.notes:
+        click.echo(f"Note: {note}")
+    columns = ["region", "volume", "relevance", "mean", "density", "peak", "x", "y", "z"]
+    click.echo(reading.regions[columns].head(10).round(4).to_string(index=False))
+    folder = out or map_path.with_name(f"{map_path.name.removesuffix('.gz').removesuffix('.nii')}-regions")
+    write_regions(reading, folder)
+    click.echo(f"Regions: {folder}")
 
 # %% ../nbs/99_cli.ipynb #94073329
 @main.command("sweep")

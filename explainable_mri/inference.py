@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ModelError', 'Prediction', 'Explanation', 'OnGrid', 'SecondInput', 'Model', 'second_input', 'model_maps',
-           'predict_maps', 'RelevanceMap', 'explain_maps', 'predict_scan', 'explain_scan', 'describe_model',
-           'save_model', 'load_model', 'explain']
+           'predict_maps', 'RelevanceMap', 'explain_maps', 'explain_cohort', 'predict_scan', 'explain_scan',
+           'describe_model', 'save_model', 'load_model', 'explain']
 
 # %% ../nbs/59_inference.ipynb #114eb9f5
 import copy
@@ -453,6 +453,35 @@ def _explain_batch(model: Model, explainer: Explainer, batch: torch.Tensor, numb
                              found.check.meaning, found.check.limit, found.check.promised)
         yield RelevanceMap(sign * one[0].cpu().numpy(), name, check, found.layer, _covariate_relevance(model, sign * one, found.layer))
 
+# %% ../nbs/59_inference.ipynb #897ecac1
+def _with_scans(model: Model, method: str, params: Mapping[str, Any], volumes: np.ndarray) -> dict[str, Any]:
+    "Parameters of an explainer, for occlusion with the scans behind the residual maps (N, x, y, z), as far as the residual model knows their voxels."
+    if method != "occlusion" or model.residuals is None or "scans" in params:
+        return dict(params)
+    known = volumes if model.residuals.covered_ is None else volumes * model.residuals.covered_
+    return {**params, "scans": torch.from_numpy(np.array(known, np.float32))[:, None]}
+
+
+def explain_cohort(
+    model: Model,                      # the model
+    table: pd.DataFrame,               # `path` and covariates, a row a scan
+    method: str = "lrp.sequential_preset_a",      # name of an explainer
+    target: str | int | None = None,   # class, its number, or a group of it; None: the predicted class of each scan
+    batch_size: int = 8,               # scans read and explained at once
+    params: Mapping[str, Any] | None = None,      # parameters of the explainer
+    cache: CacheConfig = CacheConfig(),           # where maps are kept
+) -> Iterator[RelevanceMap]:           # a map for each scan, in order
+    "Explain the scans of a table; raises `VolumeError` or `CovariateError` that names the scans in question, `ConfigError` for an unknown name."
+    for start in range(0, len(table), batch_size):
+        batch = table.iloc[start:start + batch_size]
+        volumes = load_volumes(batch, model.grid, cache)
+        known = _with_scans(model, method, params or {}, volumes)  # before the maps are made, which overwrites the volumes
+        maps = model_maps(model, batch, volumes, cache)
+        yield from _explain_with(model, _explainer(model, method, known), maps, target, batch_size, second_input(model, batch))
+
+
+Model.explain_cohort = explain_cohort
+
 # %% ../nbs/59_inference.ipynb #2c15a8cc
 def _check_covariates(model: Model, given: Mapping[str, Any]) -> list[str]:
     "Notes on covariates that are not used; raises `ModelError` for one that is missing, or that no person can have."
@@ -540,12 +569,6 @@ def predict_scan(
     return _prediction(model, _one(model, scan, covariates, resample, any_scale), (covariates or {}).get("age"))
 
 
-def _scan_behind(model: Model, one: _OneScan) -> torch.Tensor:
-    "The scan from which a residual map was made, as far as the residual model knows its voxels (1, 1, x, y, z)."
-    scan = one.volume.array if model.residuals.covered_ is None else one.volume.array * model.residuals.covered_
-    return torch.from_numpy(np.array(scan, np.float32))[None, None]
-
-
 def _describe_network(model: Model) -> dict[str, Any]:
     "Which network it is, and on how many scans it was calibrated."
     names = ("experiment", "fold", "file", "sha256", "epoch", "threshold")
@@ -573,8 +596,8 @@ def explain_scan(
     if number is None:
         note = f"'{chosen}' is explained, the predicted class, since no target was given."
         prediction = replace(prediction, notes=(*prediction.notes, note))
-    behind = {"scans": _scan_behind(model, one)} if method == "occlusion" and model.residuals is not None and "scans" not in params else {}
-    found = next(_explain_with(model, _explainer(model, method, {**params, **behind}), one.maps, chosen, 1, one.covariates))
+    explainer = _explainer(model, method, _with_scans(model, method, params, one.volume.array[None]))
+    found = next(_explain_with(model, explainer, one.maps, chosen, 1, one.covariates))
     return Explanation(Volume(found.relevance, model.grid), one.volume, prediction, chosen, method, params, found.check, found.layer,
                        found.covariates, dict(covariates or {}), _describe_network(model), model.norms)
 

@@ -1,4 +1,5 @@
 """The app in a browser: uploads, many visitors at once, and what happens when something breaks."""
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 import nibabel as nib
 import psutil
+import pydicom
 import pytest
 
 pytest.importorskip("voila", reason="needs Voilà: pip install 'explainable-mri[viewer]'")
@@ -178,7 +181,12 @@ def test_raw_scan_is_prepared_and_its_preparation_can_be_cancelled(browser, app,
     page.set_default_timeout(400_000)
     assert upload(page, raw) == "head.nii.gz is shown below."
     page.wait_for_selector(".xmri[data-ready=yes]")
-    assert "another program" in page.locator(".xmri").inner_text() or page.locator('.xmri [data-part="sentence"]').inner_text()
+    assert "prepared by another program" in page.locator(".xmri").inner_text()
+    with page.expect_download() as download:  # the map for the archive lies on the scan as it came
+        page.locator('.xmri [data-part="report-dicom"]').click()
+    with zipfile.ZipFile(download.value.path()) as packed:
+        found = pydicom.dcmread(io.BytesIO(packed.read("relevance.dcm")))
+    assert sorted([found.Rows, found.Columns, int(found.NumberOfFrames)]) == sorted(nib.load(raw).shape)
     page.context.close()
 
 

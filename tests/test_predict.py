@@ -1,6 +1,7 @@
 """New scans by the command: what a killed batch keeps, raw scans with and without ANTs, and what is refused."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,3 +199,24 @@ def test_results_do_not_lie_among_the_scans(experiment, tmp_path):
     nib.save(nib.Nifti1Image(np.ones((10, 10, 10), np.float32), np.eye(4)), tmp_path / "scan.nii.gz")
     code, out, error = predict(tmp_path, experiment.folder / "fold-1", tmp_path, *PERSON)
     assert code == 1 and "Choose another folder with --out" in error
+
+
+def test_the_viewers_report_shows_the_cases_that_predict_shows(experiment, table, tmp_path):
+    from explainable_mri.viewer.state import Collection, Subject
+    from explainable_mri.viewer.widget import Session, session_report
+
+    scan = pd.read_csv(table).iloc[0]
+    covariates = {"age": float(scan.age), "sex": scan.sex, "tiv": float(scan.tiv), "field_strength": float(scan.field_strength)}
+    fold = experiment.folder / "fold-1"
+    session = Session(Collection({"P": Subject(Path(scan.path), covariates)}, {"fold": fold}))
+    session.update({})
+    heading = b"The nearest cases of the training part"
+    shutil.rmtree(fold / "neighbours", ignore_errors=True)
+    assert heading not in session_report(session, "html")[1], "the viewer does not make a visitor wait for the features of all training scans"
+    person = [part for name, value in covariates.items() for part in ("--" + name.replace("_", "-"), value)]
+    code, out, error = predict(tmp_path, fold, scan.path, *person, "--report", "en")
+    assert code == 0, error
+    page = next(tmp_path.rglob("*_report.html")).read_bytes()
+    mine = session_report(session, "html")[1]
+    cases = [text[text.index(heading):][:3000].split(b"</table>")[0].split(b"<table")[1] for text in (page, mine)]
+    assert cases[0] == cases[1]

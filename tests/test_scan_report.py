@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import CHROMIUM
 
 import explainable_mri as xm
 from explainable_mri.data.phantom import phantom_cohort
@@ -72,13 +73,16 @@ def test_every_control_of_the_brain_does_what_it_says(reports, drawing_browser):
     before = picture(page)
     assert colours(before) > 200, "the map is not drawn"
     assert "Hippocampus, left" in part("crosshair").inner_text() and "(-26 · -22 · -16) mm" in part("crosshair").inner_text()
-    most = float(part("threshold").get_attribute("max"))
+    most, start = float(part("threshold").get_attribute("max")), float(part("threshold").input_value())
     slide(page, "threshold", most)
     assert colours(picture(page)) < 0.7 * colours(before)
     slide(page, "threshold", 0)
     assert colours(picture(page)) > colours(before)
     slide(page, "opacity", 0)
     assert colours(picture(page)) < 50
+    slide(page, "threshold", start)
+    slide(page, "opacity", 0.85)
+    assert picture(page) == before, "the map alone, drawn again, is not what the first drawing of everything was"
     slide(page, "opacity", 1)
     slide(page, "threshold", most / 4)
     shown = {}
@@ -100,6 +104,27 @@ def test_every_control_of_the_brain_does_what_it_says(reports, drawing_browser):
     page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.4)
     assert "mm — " in part("pointer").inner_text() or part("pointer").inner_text().endswith("–")
     page.close()
+
+
+def test_the_text_comes_before_the_brain(reports, drawing_browser):
+    page = drawing_browser.new_page()
+    page.add_init_script("""const given = HTMLCanvasElement.prototype.getContext
+        HTMLCanvasElement.prototype.getContext = function (...asked) { window.begun ??= performance.now(); return given.apply(this, asked) }""")
+    page.goto(reports["en"].as_uri())
+    page.wait_for_selector(".brain[data-ready=yes]", state="attached")
+    painted, begun = page.evaluate("[performance.getEntriesByName('first-contentful-paint')[0].startTime, window.begun]")
+    assert painted < begun, "the graphics were prepared before the text was on the screen"
+    page.close()
+
+
+def test_a_browser_without_graphics_says_so_and_shows_the_rest(reports, drawing_browser):
+    plain = drawing_browser.browser_type.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-3d-apis"])
+    page = plain.new_page()
+    page.goto(reports["de"].as_uri())
+    page.wait_for_function("document.querySelector('.brain [data-part=hint]').textContent.includes('WebGL 2')")
+    assert not page.locator(".brain .stage").is_visible()
+    assert page.locator("h1").is_visible()
+    plain.close()
 
 
 @pytest.mark.parametrize("language, sentence", [("en", "A relevance map is not an atrophy map"), ("de", "Eine Relevanzkarte ist keine Atrophiekarte")])

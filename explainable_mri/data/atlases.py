@@ -237,10 +237,17 @@ def load_atlas(
 def _on_grid(name: str, grid: Grid, changed: int) -> Atlas:
     "Read an atlas on a grid, once for each grid and state of its file."
     from nilearn.image import resample_img
+    from nilearn.image.resampling import BoundingBoxError
 
     image, names = (_shipped if name in _SHIPPED else _fetched if name in _FETCHED else lambda path: _own(Path(path)))(name)
     present = set(np.unique(np.asarray(image.dataobj)).astype(int).tolist())
-    resampled = resample_img(image, grid.cropped_affine, grid.cropped_shape, interpolation="nearest")
-    labels = np.asarray(resampled.dataobj)
+    try:
+        labels = np.asarray(resample_img(image, grid.cropped_affine, grid.cropped_shape, interpolation="nearest").dataobj)
+    except BoundingBoxError:
+        labels = np.zeros(1)
+    if not labels.any():
+        corners = [np.round(grid.cropped_affine[:3] @ [*corner, 1]).astype(int).tolist() for corner in ((0, 0, 0), np.array(grid.cropped_shape) - 1)]
+        raise AtlasError(f"The grid '{grid.name}' reaches from {corners[0]} to {corners[1]} mm, where the atlas '{name}' has no region: "
+                         "it does not lie in the atlas's space. Register the image to the template first.")
     names = {number: _with_side_last(region) for number, region in names.items() if number in present}
     return Atlas(name, _frozen(labels.astype(np.int16 if max(names) < 2**15 else np.int32)), names)

@@ -97,3 +97,20 @@ class Experiment:
         from explainable_mri.experiments.crossval import cross_validate
 
         return cross_validate(self.config, folds, launcher, at_once, **options)
+
+# %% ../../nbs/85_experiment.ipynb #9b4afca9
+def _agreement(experiment: Experiment, methods: Sequence[str] = (), scans: int = 12) -> pd.DataFrame:
+    "How far maps of the same scans agree between its trained folds, and between methods; see `experiments.agreement`."
+    from explainable_mri.experiments.agreement import agreement
+
+    return agreement([experiment.config], methods, scans)
+
+
+def _conversion(experiment: Experiment, by: str = "likelihood", **options: Any) -> Any:
+    "Follow its tested people to their diagnosis; see `experiments.course.follow_course`."
+    from explainable_mri.experiments.course import follow_course
+
+    return follow_course(experiment.config, by, **options)
+
+
+Experiment.agreement, Experiment.conversion = _agreement, _conversion

@@ -71,12 +71,10 @@ def _batches(config: ExperimentConfig, table: pd.DataFrame) -> list[pd.DataFrame
 
 def _explain_batch(config: ExperimentConfig, model: Model, batch: pd.DataFrame) -> list[RelevanceMap]:
     "The relevance maps of a batch."
-    settings = config.explanation
-    maps = model.maps(batch, cache=CacheConfig(dtype=config.cache.dtype))  # each map is used once, so none is kept
+    settings, cache = config.explanation, CacheConfig(dtype=config.cache.dtype)  # each map is used once, so none is kept
     with warnings.catch_warnings():  # what a warning says of a single map is written down for each, and counted in the report
         warnings.simplefilter("ignore", ExplanationWarning)
-        return list(model.explain_maps(maps, settings.explainer.name, settings.target, settings.batch_size, model.second_input(batch),
-                                       **settings.explainer.params))
+        return list(model.explain_cohort(batch, settings.explainer.name, settings.target, settings.batch_size, settings.explainer.params, cache))
 
 # %% ../../nbs/82_explain.ipynb #68413bb1
 def _test_scans(trained: Path, cohort: Cohort) -> pd.DataFrame:

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTROLS', 'RUNS', 'POINTS', 'QUESTIONS', 'Method', 'board_methods', 'board_scans', 'Board', 'make_board',
-           'replace_residuals', 'measure_method', 'board_table', 'against', 'plot_board', 'Leaderboard', 'leaderboard',
-           'fold_agreement']
+           'replace_residuals', 'measure_method', 'board_table', 'against', 'plot_board', 'Leaderboard', 'leaderboard']
 
 # %% ../../nbs/94_leaderboard.ipynb #9ae966f3
 import copy
@@ -29,11 +28,11 @@ from ..data.volumes import Grid, load_map
 from ..environment import progress_bar
 from ..errors import ConfigError, suggest
 from ..evaluation.faithfulness import (
-    Removals, agreement_table, cube_regions, map_agreement, max_sensitivity, perturbation_curve, random_removals, randomised_networks)
+    Removals, cube_regions, map_agreement, max_sensitivity, perturbation_curve, random_removals, randomised_networks)
 from ..evaluation.localization import is_correct, localize
 from ..evaluation.performance import bootstrap_intervals
 from .explain import _test_scans
-from .folder import check_experiment, check_inputs, check_seal, load_cohort, read_scans, trained_folds, write_table
+from .folder import check_experiment, check_inputs, check_seal, load_cohort, read_scans, write_table
 from ..explainers.base import ExplainerError
 from ..explainers.controls import linear_weights, t_map
 from ..explainers.lrp_composites import COMPOSITES
@@ -390,28 +389,3 @@ def leaderboard(
     table = board_table(rows, config.evaluation.replicates, config.seed)
     _write_board(place, table, rows, f"{config.name}, fold {fold}: {len(chosen)} test scans")
     return Leaderboard(place, table, rows, notes)
-
-# %% ../../nbs/94_leaderboard.ipynb #390bfa25
-def fold_agreement(
-    config: ExperimentConfig,  # the experiment; two of its folds or more are trained
-    methods: Sequence[str],    # names of explainers
-    scans: int = 12,           # test scans of the first trained fold, one a person; the other folds may have trained on them
-) -> pd.DataFrame:             # method, folds, scans, and the means of spearman, dice and ssim over pairs of folds and scans, in the brain
-    "How far the maps of different folds' networks agree on the same scans; raises `ConfigError` with fewer than two trained folds."
-    check_experiment(config)
-    folds = trained_folds(config)
-    if len(folds) < 2:
-        raise ConfigError(f"'{config.name}' has one trained fold, and two are needed to agree. "
-                          "Train another: explainable-mri train CONFIG --fold 2")
-    for fold in folds:
-        check_seal(fold)
-    chosen, models = board_scans(config, _test_scans(folds[0], load_cohort(config)), scans, config.seed), [load_model(fold) for fold in folds]
-    seen = [(model.maps(chosen), model.second_input(chosen)) for model in models]
-    brain, settings, rows = load_brain_mask(models[0].grid), config.explanation, []
-    for method in progress_bar(methods, desc="Comparing", unit="method"):
-        params = settings.explainer.params if method == settings.explainer.name else {}
-        maps = {fold.name: [found.relevance for found in model.explain_maps(inputs, method, settings.target, settings.batch_size, second, **params)]
-                for fold, model, (inputs, second) in zip(folds, models, seen)}
-        pairs = agreement_table(maps, brain)
-        rows.append({"method": method, "folds": len(folds), "scans": len(chosen), **pairs[["spearman", "dice", "ssim"]].mean()})
-    return pd.DataFrame(rows)

@@ -564,21 +564,23 @@ _BRAIN_SCRIPT = """
 (async () => {
   const root = document.querySelector(".brain"), canvas = root.querySelector("canvas")
   const part = (name) => root.querySelector(`[data-part=${name}]`)
-  if (!document.createElement("canvas").getContext("webgl2")) {
+  await new Promise((painted) => {  // the text first: on a processor without graphics, preparing to draw keeps everything else waiting
+    new PerformanceObserver(painted).observe({ type: "paint", buffered: true })
+    setTimeout(painted, 1000)
+  })
+  const nv = new niivue.Niivue({ dragAndDropEnabled: false, backColor: [0, 0, 0, 1], crosshairWidth: 0.25, crosshairColor: [0.4, 0.9, 0.5, 1],
+    fontColor: [1, 1, 0.85, 1], fontMinPx: 16, showAllOrientationMarkers: true,
+    isColorbar: false, show3Dcrosshair: false, multiplanarShowRender: 0, multiplanarEqualSize: false, loadingText: "", logLevel: "silent" })
+  try { await nv.attachToCanvas(canvas) } catch {
     part("hint").textContent = data.words.no_webgl
     for (const name of [".stage", ".controls", ".where"]) root.querySelector(name).style.display = "none"
     return
   }
-  const nv = new niivue.Niivue({ dragAndDropEnabled: false, backColor: [0, 0, 0, 1], crosshairWidth: 0.25, crosshairColor: [0.4, 0.9, 0.5, 1],
-    fontColor: [1, 1, 0.85, 1], fontMinPx: 16, showAllOrientationMarkers: true,
-    isColorbar: false, show3Dcrosshair: false, multiplanarShowRender: 0, multiplanarEqualSize: false, loadingText: "", logLevel: "silent" })
-  await nv.attachToCanvas(canvas)
   const load = (base64, name) => niivue.NVImage.loadFromBase64({ base64, name })
   for (const [name, colors] of Object.entries(data.colors)) nv.addColormap(name, colors)
   const scan = await load(data.scan, "scan.nii.gz"), map = await load(data.map, "map.nii.gz"), labels = await load(data.labels, "labels.nii.gz")
   scan.cal_min = data.black; scan.cal_max = data.white
   map.colormapType = 1  // colours from zero to the end, none below the threshold
-  nv.addVolume(scan); nv.addVolume(map)
   const number = (value, digits) => value.toLocaleString(data.language, { maximumSignificantDigits: digits })
   const place = (mm) => [0, 1, 2].map((axis) => Math.round(mm[axis])).join(" · ")
   const voxelOf = (mm) => data.inverse.map((row) => Math.round(row[0] * mm[0] + row[1] * mm[1] + row[2] * mm[2] + row[3]))
@@ -608,8 +610,10 @@ _BRAIN_SCRIPT += """
     map.cal_minNeg = -map.cal_min; map.cal_maxNeg = -data.vmax
     map.opacity = +part("opacity").value
     part("shown").textContent = number(map.cal_min, 2)
-    nv.updateGLVolume()
   }
+  colour()
+  nv.volumes.push(scan); nv.addVolume(map)
+  const recolour = () => { colour(); nv.refreshColormaps(); nv.refreshLayers(map, 1); nv.drawScene() }  // the scan below stays as it is
   const go = (mm) => { nv.scene.crosshairPos = nv.mm2frac(mm); nv.createOnLocationChange(); nv.drawScene() }
   nv.onLocationChange = (where) => tell("crosshair", data.words.crosshair, describe(where.mm))
   canvas.addEventListener("mousemove", (event) => {
@@ -619,11 +623,11 @@ _BRAIN_SCRIPT += """
   })
   canvas.addEventListener("mouseleave", () => part("pointer").replaceChildren())
   part("view").addEventListener("change", () => nv.setSliceType(+part("view").value))
-  for (const name of ["signs", "threshold", "opacity"]) part(name).addEventListener("input", colour)
+  for (const name of ["signs", "threshold", "opacity"]) part(name).addEventListener("input", recolour)
   part("peak").addEventListener("click", () => go(data.peak))
   part("mtl").addEventListener("click", () => go(data.hippocampus))
   part("flip").addEventListener("change", () => nv.setRadiologicalConvention(part("flip").checked))
-  nv.setSliceType(3); nv.setRadiologicalConvention(false); colour(); go(data.hippocampus)
+  nv.setSliceType(3); nv.setRadiologicalConvention(false); go(data.hippocampus)
   root.dataset.ready = "yes"
 })().catch((error) => { document.querySelector(".brain [data-part=hint]").textContent = String(error) })
 """

@@ -139,20 +139,20 @@ def _finish(reception: Reception, person: dict[str, Any]) -> None:
     upload = reception.uploads.finish(reception.collection.subjects)
     model = reception.collection.model(next(iter(reception.collection.models)))
     if not is_raw(upload.path, model.grid):
-        _show(reception, upload.name, upload.path, person)
+        _show(reception, upload.name, Subject(upload.path, dict(person)))
         return
     reception.stopped.clear()
     reception.work = threading.Thread(target=_prepare, args=(reception, upload, model, person), daemon=True)
     reception.work.start()
 
 
-def _show(reception: Reception, name: str, path: Path, person: Mapping[str, Any]) -> None:
+def _show(reception: Reception, name: str, subject: Subject) -> None:
     "Show a scan; one that the network cannot take is no subject, and deleted."
-    reception.collection.subjects[name] = Subject(path, dict(person))
+    reception.collection.subjects[name] = subject
     if error := reception.shown(name):
         del reception.collection.subjects[name]
         reception.uploads.remove(name)
-        raise UploadError(error.replace(str(path), name).replace(path.name, name))
+        raise UploadError(error.replace(str(subject.scan), name).replace(subject.scan.name, name))
     reception.tell({"done": name})
 
 
@@ -181,7 +181,7 @@ def _prepare(reception: Reception, upload: Upload, model: Any, person: dict[str,
             return
         if not scans:
             raise UploadError(f"{upload.name}: {next(iter(failed.values()), 'there is no T1-weighted scan in it')}")
-        _show(reception, upload.name, Path(scans[0].path), scans[0].covariates)
+        _show(reception, upload.name, Subject(Path(scans[0].path), dict(scans[0].covariates), raw=upload.path, notes=scans[0].notes))
     except (ExplainableMRIError, ImportError, OSError) as error:
         reception.uploads.remove(upload.name)
         if not reception.stopped.is_set():

@@ -120,6 +120,7 @@ class Scene:
     atlas: Atlas                             # regions on that grid
     scale: Scale                             # colours that all maps have in common, or this map's own
     explanation: Explanation | None = None   # where the map comes from, if it is known
+    raw: Path | None = None                  # the scan as it came, where it was prepared
 
     @property
     def grid(self) -> Grid:
@@ -297,6 +298,8 @@ class Subject:
     scan: Any                                          # path, or a `Volume`
     covariates: Mapping[str, Any] = field(default_factory=dict)  # age (years), sex, tiv (ml), field_strength (T)
     models: tuple[str, ...] = ()                       # the networks that have not seen it in training; (): none has
+    raw: Path | None = None                            # the scan as it came, where `scan` was prepared from it
+    notes: tuple[str, ...] = ()                        # what was noticed when it was prepared
 
 
 @dataclass(eq=False)
@@ -369,9 +372,10 @@ class Collection:
             with warnings.catch_warnings():  # what they say stands in the notes of the explanation
                 warnings.simplefilter("ignore")
                 found = model.explain(subject.scan, state.explainer, state.target, subject.covariates)
+            found = replace(found, prediction=replace(found.prediction, notes=(*subject.notes, *found.prediction.notes)))
             scale = control_scale(Path(model.provenance["folder"]), model, state.explainer, {},
                 state.target) if "folder" in model.provenance else None
-            self._kept[key] = explanation_scene(found, scale, self.atlas)
+            self._kept[key] = replace(explanation_scene(found, scale, self.atlas), raw=subject.raw)
             while len(self._kept) > self.most:
                 del self._kept[next(iter(self._kept))]
         return self._kept[key]

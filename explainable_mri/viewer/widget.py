@@ -6,6 +6,7 @@
 __all__ = ['Session', 'session_report', 'view_explanation', 'view']
 
 # %% ../../nbs/97_widget.ipynb #65ccae16
+import os
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 
 from ..analysis.hierarchy import region_hierarchy
 from ..data.atlases import load_atlas
@@ -673,12 +675,29 @@ _KINDS = {"html": "text/html", "pdf": "application/pdf", "pptx": "application/vn
 
 
 def _zipped_dicom(scene: Scene, language: str, folder: str) -> Path:
-    "The map for the archive, under nobody's name, on the network's grid."
-    paths, packed = write_dicom_files(scene.explanation, folder, scale=scene.scale, language=language), Path(folder, "dicom.zip")
+    "The map for the archive, under nobody's name: on the scan as it came, if it was prepared here, or on the network's grid."
+    from explainable_mri.experiments.evaluate import on_own_scan  # it brings the preprocessing, which a viewer needs for this alone
+
+    on_scan = None if scene.raw is None else on_own_scan(scene.raw, scene.explanation.scan.source, scene.relevance)
+    paths, packed = write_dicom_files(scene.explanation, folder, on_scan, scale=scene.scale, language=language), Path(folder, "dicom.zip")
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in paths:
             archive.write(path, path.name)
     return packed
+
+
+def _known_cases(session: Session) -> pd.DataFrame | None:
+    "People of the training part whose scans are alike, where the fold has the features of its training scans already: to make them takes minutes."
+    from explainable_mri.experiments.neighbours import cases_like
+
+    source, state = session.source, session.state
+    if not isinstance(source, Collection) or not isinstance(source.subjects[state.subject].scan, str | os.PathLike):
+        return None
+    model, subject = source.model(state.model), source.subjects[state.subject]
+    folder = Path(model.provenance.get("folder", ""))
+    if not (folder / "neighbours" / "network.npy").exists():
+        return None
+    return cases_like(folder, model, pd.DataFrame([{"path": str(subject.scan), **subject.covariates}]))
 
 
 def session_report(
@@ -692,7 +711,8 @@ def session_report(
                           "or dicom.")
     with tempfile.TemporaryDirectory() as folder:
         path = _zipped_dicom(scene, session.state.language, folder) if form == "dicom" else scene.explanation.report(
-            Path(folder, f"report.{form}"), language=session.state.language, scale=scene.scale, title=session.state.subject or None)
+            Path(folder, f"report.{form}"), language=session.state.language, scale=scene.scale, title=session.state.subject or None,
+            cases=_known_cases(session))
         return {"name": path.name, "kind": _KINDS[path.suffix[1:]]}, path.read_bytes()
 
 # %% ../../nbs/97_widget.ipynb #85278dbc
