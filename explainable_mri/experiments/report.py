@@ -29,7 +29,7 @@ from ..data.volumes import get_grid, load_map, load_volume
 from ..errors import ConfigError, suggest
 from ..evaluation.performance import FEW, auc_table, cautions
 from ..evaluation.summaries import calibration_table
-from .checklists import baseline_words, write_checklists
+from .checklists import baseline_words, device_words, write_checklists
 from .explain import (
     Explained, enrichments, explanation_figures, plot_planes, read_explanations, read_group, region_volumes, relevance_unit, target_words)
 from .folder import (
@@ -41,7 +41,7 @@ from ..report.documents import Block, Figure, KeyFigures, Report, Section, Table
 from ..report.figures import comparison_words, correlation_words, plot_cohort, say_number
 from ..report.narrative import gyrus_words, region_words
 from ..report.pdf import save_report
-from ..report.remarks import remarks_words
+from ..report.remarks import remark_words, remarks_words
 from ..report.scan import LANGUAGES, millimetres
 from ..tasks import prediction_columns
 from ..training.metrics import task_metrics
@@ -520,7 +520,7 @@ def _sum_line(scans: pd.DataFrame, language: str = "en") -> str:
     share = (scans.map_sum / scans.expected_sum.where(scans.expected_sum != 0)).median()
     free, what = "sum_promised" in scans and not scans.sum_promised.astype(bool).any(), str(scans.expected_is.iloc[0])
     return words["sum"].format(
-        count=len(scans), share=say_number(share, language=language), what=words["logit"] if what == "the logit" else what,
+        count=len(scans), share=say_number(share, language=language), what=words["logit"] if what == "the logit" else remark_words(what, language, "{}"),
         promise=words["sum_free" if free else "sum_promised"], missed=words["sum_missed"].format(missed=missed) if missed else "")
 
 
@@ -730,7 +730,7 @@ def fold_facts(
     duration = words["epochs_line"].format(minutes=say_number(row.minutes, "{:.1f}", language), epochs=row.epochs, best=row["best epoch"])
     software = ", ".join(f"{name} {value}" for name, value in environment.items() if name not in ("device", "threads"))
     rows = [("experiment", f"{config.name}, fold {fold_number(folder)}"), ("trained", _written(folder / "metrics.json", language)), ("parts", parts),
-            ("network", config.model.name), ("duration", duration), ("device", environment.get("device", "?")), ("software", software)]
+            ("network", config.model.name), ("duration", duration), ("device", device_words(environment)), ("software", software)]
     if (folder / "explanations" / "settings.json").exists():
         count = words["explained_scans"].format(count=len(read_explanations([folder])), target=target_words(config, language))
         rows[2:2] = [("explained", _written(folder / "explanations" / "settings.json", language)), ("scans", count)]
@@ -808,7 +808,9 @@ def experiment_report(
     sections.append(_making_section(config, trained, tables, drawn, language))
     warnings = [*_warnings(config, cohort, trained, tables, language), *_edge_warnings(scans, language)]
     simulated = words["simulated"] if "truth" in cohort.table else ""
-    environment = {name: str(value) for name, value in read_json(trained[0] / "environment.json").items() if name not in ("threads", "platform")}
+    recorded = read_json(trained[0] / "environment.json")
+    environment = {name: str(value) for name, value in recorded.items() if name not in ("threads", "platform", "device")}
+    environment[words["device"]] = device_words(recorded)
     return Report(words["title"].format(name=config.name) + simulated, sections, experiment=config.name, language=language, cover=cover,
                   summary=[*([Text("\n\n".join(warnings))] if warnings else []), _key_figures(config, trained, scans, language)],
                   configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), versions=environment)

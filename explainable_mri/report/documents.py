@@ -199,6 +199,8 @@ td.long { overflow-wrap: anywhere; } td.number { white-space: nowrap; }
 th { color: var(--muted); font-weight: 600; border-bottom-width: 2px; }
 th.number, td.number { text-align: right; }
 tbody tr:hover { background: var(--page); }
+.facts-table td:first-child { color: var(--muted); min-width: 7rem; }
+@media (min-width: 700px) { .facts-table td:first-child { min-width: 13rem; } }
 details { margin: 1rem 0; }
 summary { cursor: pointer; color: var(--accent); }
 pre { overflow-x: auto; background: var(--page); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem;
@@ -211,7 +213,7 @@ footer { color: var(--muted); font-size: .88rem; margin-top: 1.6rem; }
   section { border: 0; padding: 0; margin: .7rem 0; } .half { width: 48%; } .key { padding: .4rem .6rem; }
   p, figcaption { max-width: none; } figure { margin: .6rem 0; } figcaption { line-height: 1.35; margin-top: .25rem; }
   .keys { display: flex; flex-wrap: wrap; } .key { flex: 1 1 28%; }
-  .scroll { overflow: visible; } table { width: 100%; font-size: 8pt; line-height: 1.3; } thead { display: table-header-group; }
+  .facts-table td:first-child { min-width: 34mm; } .scroll { overflow: visible; } table { width: 100%; font-size: 8pt; line-height: 1.3; } thead { display: table-header-group; }
   th, td { padding: .16rem .3rem; } section.screen { display: none; }
   .pictures { display: block; orphans: 1; widows: 1; } .pictures figure { margin: .5rem 0; } .pictures .half { display: inline-block; }
   .pictures figure, .key, tr, .short { break-inside: avoid; } h2, h3 { break-after: avoid; break-inside: avoid; margin-bottom: .4rem; }
@@ -228,10 +230,12 @@ _MACROS = """\
 </figure>
 {%- endmacro -%}
 {%- macro table(block) -%}
+{% set named = block.header | map("first") | select | list %}
 <figure{% if block.rows | length < 16 %} class="short"{% endif %}>
-<div class="scroll"><table>
-<thead><tr>{% for name, number in block.header %}<th scope="col"{% if number %} class="number"{% endif %}>{{ name }}</th>
-{%- endfor %}</tr></thead>
+<div class="scroll"><table{% if not named %} class="facts-table"{% endif %}>
+{% if named %}<thead><tr>{% for name, number in block.header %}<th scope="col"{% if number %} class="number"{% endif %}>{{ name }}</th>
+{%- endfor %}</tr></thead>{% endif %}
+
 <tbody>
 {% for row in block.rows %}<tr>{% for cell in row %}<td
 {%- if block.header[loop.index0][1] %} class="number"{% elif cell | length > 30 and " " not in cell %} class="long"{% endif %}>

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['remark_words', 'remarks_words']
 
-# %% ../../nbs/75_remarks.ipynb #da302cc5
+# %% ../../nbs/75_remarks.ipynb #6808a06e
 import re
 from collections.abc import Iterable
 
-# %% ../../nbs/75_remarks.ipynb #f7af4113
+# %% ../../nbs/75_remarks.ipynb #1abe0cda
 _OF_COHORTS = [
     (r"(\d+) (?:people|person) with several visits, (\d+) scans in all; a split keeps them together\.",
      r"Personen mit mehreren Besuchen: \1, mit zusammen \2 Scans; eine Aufteilung trennt sie nicht."),
@@ -31,7 +31,7 @@ _OF_COHORTS = [
     (r"Taken: (.*)\.", r"Gelesen wurde: \1."),
 ]
 
-# %% ../../nbs/75_remarks.ipynb #4cb9c417
+# %% ../../nbs/75_remarks.ipynb #3122e34c
 _OF_SOURCES = [
     (r"(.*): the sheet '(.*)' is read; there are others: (.*)\.", r"\1: Gelesen wird das Blatt „\2“; es gibt weitere: \3."),
     (r"(\d+) files without a row in (.*) left out \(unmatched: drop\): (.*)\.", r"Ausgelassene Dateien ohne Zeile in \2 (unmatched: drop): \1 (\3)."),
@@ -55,7 +55,7 @@ _OF_SOURCES = [
      r"Ausgelassene Scans von \2: \1; Atrophie wird nur in Scans von Kontrollpersonen gesetzt."),
 ]
 
-# %% ../../nbs/75_remarks.ipynb #6d54321b
+# %% ../../nbs/75_remarks.ipynb #d47a384a
 _OF_SCANS = [
     (r"(\d+) of (\d+) voxels are NaN, as SPM writes the background, and are read as 0\.",
      r"\1 von \2 Voxeln sind NaN, wie SPM den Hintergrund schreibt, und werden als 0 gelesen."),
@@ -69,6 +69,9 @@ _OF_SCANS = [
     (r"The covariate '(.*)' is missing in .*", r"Von der Person ist nicht bekannt: „\1“."),
     (r"The covariate '(.*)' has the value '(.*)'\. The scans that the model was fitted on have only: (.*)\.",
      r"Die Kovariate „\1“ hat den Wert „\2“; das Modell kennt nur: \3."),
+    (r"training part of (.*), (.*)", r"Trainingsteil von \1, \2"),
+    (r"f\(scan\) - f\(baseline\)", r"f(Scan) − f(Vergleichsscan)"), (r"f\(scan\) - mean f\(baselines\)", r"f(Scan) − Mittel von f(Vergleichsscans)"),
+    (r"f\(scan\) - f\(scan without regions\)", r"f(Scan) − f(Scan ohne Regionen)"),
     (r"Its mean is (\S+), where the scans that the covariates were fitted on have (\S+) to (\S+): it is not a scan of the same kind, or not in the "
      r"same unit\.", r"Sein Mittelwert ist \1, bei den Scans, an denen das Modell der Kovariaten angepasst wurde, \2 bis \3: Es ist kein Scan derselben "
      r"Art oder nicht in derselben Einheit."),
@@ -83,11 +86,12 @@ _WITHIN = [  # what patterns leave standing inside a sentence
     (r"\bas a number\b", "als Zahl"), (r"(?<=\d) to (?=\d)", " bis "), (r"the logit", "das Logit"), (r"\bsex: ", "Geschlecht: "),
     (r"\bgroup: ", "Gruppe: ")]
 
-# %% ../../nbs/75_remarks.ipynb #5efb1612
+# %% ../../nbs/75_remarks.ipynb #01a9d570
 def remark_words(
     remark: str,           # a sentence that the program has noted, in English
     language: str = "en",  # "en" or "de"
-) -> str:                  # the sentence; in another language in quotation marks where it is not known
+    unknown: str = "auf Englisch: „{}“",  # what is told where the sentence is not known
+) -> str:                  # the sentence
     "Put a remark into the language of a report."
     if language == "en":
         return remark
@@ -99,7 +103,7 @@ def remark_words(
                 for english, word in _WITHIN:
                     said = re.sub(english, word, said)
                 return before + said
-    return f"auf Englisch: „{remark}“"
+    return unknown.format(remark)
 
 
 def remarks_words(
