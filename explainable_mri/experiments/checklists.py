@@ -174,13 +174,15 @@ FACTS["de"] |= {
     "Gewebe fehlt.",
 }
 
-# %% ../../nbs/84_checklists.ipynb #cd0c9263
+# %% ../../nbs/84_checklists.ipynb #ebbe4382
 BASELINES = {
-    "en": {"region_volume": "the volume of the {region}", "regional_volumes": "the volumes of all regions", "linear_maps": "a linear model of the maps"},
+    "en": {"region_volume": "the volume of the {region}", "regional_volumes": "the volumes of all regions",
+           "linear_maps": "a linear model of the maps"},
     "de": {"region_volume": "das Volumen der Region {region}", "regional_volumes": "die Volumina aller Regionen",
            "linear_maps": "ein lineares Modell der Karten"}}
 _COLUMNS = {"en": {"tiv": "head size (TIV)", "field_strength": "field strength"},
-            "de": {"age": "Alter", "sex": "Geschlecht", "tiv": "Kopfgröße (TIV)", "field_strength": "Feldstärke", "group": "Gruppe", "cohort": "Kohorte"}}
+            "de": {"age": "Alter", "sex": "Geschlecht", "tiv": "Kopfgröße (TIV)", "field_strength": "Feldstärke", "group": "Gruppe",
+                   "cohort": "Kohorte"}}
 
 
 def device_words(
@@ -241,7 +243,8 @@ def _made_of(config: ExperimentConfig, cohort: Cohort, folders: list[Path], lang
         "count": f"{sum(weight.numel() for weight in network.parameters()):,}".replace(",", "\N{NO-BREAK SPACE}"),
         "outputs": ", ".join(task.outputs), "software": ", ".join(software), "device": device_words(environment),
         "pretrained": config.model.pretrained, "epochs": training.epochs, "batch": training.batch_size, "optimizer": _parts([training.optimizer]),
-        "rate": say_number(training.learning_rate, "{:g}", language), "loss": _parts([config.loss]), "weights": words["weights_on" if training.class_weights else "weights_off"],
+        "rate": say_number(training.learning_rate, "{:g}", language), "loss": _parts([config.loss]),
+        "weights": words["weights_on" if training.class_weights else "weights_off"],
         "precision": training.precision, "augmentation": _parts(config.transforms) or words["none"], "monitor": training.monitor,
         "patience": training.patience,
         "scans": len(cohort), "persons": cohort.table.subject.nunique(), "by_group": ", ".join(f"{group} "
@@ -398,7 +401,7 @@ MODEL_CARD = [
     Item("9", "Caveats and recommendations", "not_atrophy explanation explanation_truth quality", "caveats"),
 ]
 
-# %% ../../nbs/84_checklists.ipynb #969172c5
+# %% ../../nbs/84_checklists.ipynb #187d7d32
 _GERMAN = {  # names of the items, in the order of the lists
     "CLAIM":
     "Als Arbeit über ein KI-Verfahren erkennbar, mit der Art der Technik | Gegliederte Zusammenfassung: Anlage der Studie, Methoden, "
@@ -512,8 +515,8 @@ _WORDS = {
     "left": "left open",
            "parts": "Who is in each part", "parts_caption": "Persons of each part, each with the first scan listed: mean age in years (sd), women "
            "(%), and persons of each group.",
-           "how": "Filled in from the folder of the experiment. Of {total} items the folder answers {full} as far as it can know them, and {some} in part. "
-           "Left to the authors: {none}. That an item is filled in here does not say that a paper has reported it.",
+           "how": "Filled in from the folder of the experiment. Of {total} items the folder answers {full} as far as it can know them, and {some} in "
+           "part. Left to the authors: {none}. That an item is filled in here does not say that a paper has reported it.",
            "claim": "CLAIM, 2024 update", "tripod": "TRIPOD+AI", "claim_source": "Numbers and short names of the items follow A. Tejani et al., "
            "Radiology: Artificial Intelligence 6(4), 2024, e240300.",
            "tripod_source": "Numbers follow G. Collins et al., BMJ 385, 2024, e078378; names are shortened.",

@@ -84,8 +84,8 @@ WORDS: dict[str, dict[str, str]] = {"en": {
     "intervals": "95 % intervals of the AUC over persons, by Newcombe's method: {lines}.", "interval_line": "{name} {low} to {high}",
     "metrics_folds": "Mean and standard deviation over folds, and the value for all test persons together (pooled) with a 95 % interval over "
     "persons: Newcombe's for the AUC, of drawn persons for the rest. Pooling puts networks of different folds together.",
-    "metrics_fold": "Values of the test persons of fold {fold}, with 95 % intervals over persons: Newcombe's for the AUC, of drawn persons for the rest.",
-    "metrics_caption": "{values} {called} {frequent} {counts}",
+    "metrics_fold": "Values of the test persons of fold {fold}, with 95 % intervals over persons: Newcombe's for the AUC, of drawn persons for the "
+    "rest.", "metrics_caption": "{values} {called} {frequent} {counts}",
     "counts": "{comparison}: {scans} scans of {persons} persons.",
     "held_out_caption": "Metrics of each cohort by the network that was trained on the others and never saw it, with 95 % intervals over persons: "
     "Newcombe's "
@@ -105,7 +105,8 @@ WORDS: dict[str, dict[str, str]] = {"en": {
     "misclassified_caption": "The test scans whose {wrong}, the surest errors first, 20 at most.",
     "wrong_two": "class at a probability of 0.5 is not theirs", "wrong_several": "likeliest class is not theirs",
     "folds_caption": "Sizes of the parts, epochs and minutes of the training. Its threads: {threads}; another number of threads adds up in another "
-    "order and gives somewhat other weights.", "by_fold_caption": "Metrics of the test scans of each fold{threshold}; of few scans they differ by chance.",
+    "order and gives somewhat other weights.",
+    "by_fold_caption": "Metrics of the test scans of each fold{threshold}; of few scans they differ by chance.",
     "history": "Training of fold {fold}", "beside": "Beside this report the folder holds a model card and the items of two checklists, CLAIM (2024 "
     "update) and TRIPOD+AI, "
     "filled in from what it knows: model-card.html and checklists.html.",
@@ -144,8 +145,8 @@ WORDS["de"] = {
     "intervals": "95-%-Intervalle der AUC über Personen, nach Newcombe: {lines}.", "interval_line": "{name} {low} bis {high}",
     "metrics_folds": "Mittelwert und Standardabweichung über die Folds und der Wert aller Testpersonen zusammen (gepoolt) mit einem "
     "95-%-Intervall über Personen: nach Newcombe für die AUC, aus gezogenen Personen für alles andere. Gepoolt werden Netze verschiedener Folds.",
-    "metrics_fold": "Werte der Testpersonen von Fold {fold} mit 95-%-Intervallen über Personen: nach Newcombe für die AUC, aus gezogenen Personen für "
-    "alles andere.",
+    "metrics_fold": "Werte der Testpersonen von Fold {fold} mit 95-%-Intervallen über Personen: nach Newcombe für die AUC, aus gezogenen Personen "
+    "für alles andere.",
     "metrics_caption": "{values} {called} {frequent} {counts}",
     "counts": "{comparison}: {scans} Scans von {persons} Personen.",
     "held_out_caption": "Gütemaße jeder Kohorte durch das Netz, das an den anderen trainiert wurde und sie nie gesehen hat, mit 95-%-Intervallen "
@@ -164,8 +165,8 @@ WORDS["de"] = {
     "Personen.",
     "misclassified_caption": "Die Test-Scans, deren {wrong}, die sichersten Fehler zuerst, höchstens 20.",
     "wrong_two": "Klasse bei einer Schwelle von 0,5 nicht die ihre ist", "wrong_several": "wahrscheinlichste Klasse nicht die ihre ist",
-    "folds_caption": "Größen der Teile, Epochen und Minuten des Trainings. Seine Threads: {threads}; eine andere Zahl von Threads summiert in anderer "
-    "Reihenfolge und gibt etwas andere Gewichte.", "by_fold_caption": "Gütemaße der Test-Scans jedes Folds{threshold}; bei wenigen Scans "
+    "folds_caption": "Größen der Teile, Epochen und Minuten des Trainings. Seine Threads: {threads}; eine andere Zahl von Threads summiert in "
+    "anderer Reihenfolge und gibt etwas andere Gewichte.", "by_fold_caption": "Gütemaße der Test-Scans jedes Folds{threshold}; bei wenigen Scans "
     "unterscheiden sie sich zufällig.",
     "history": "Training von Fold {fold}", "beside": "Neben diesem Bericht liegen im Ordner eine Modellkarte und die Punkte zweier Checklisten, "
     "CLAIM (Fassung 2024) und "
@@ -375,7 +376,8 @@ def task_words(
         unit = words["in_unit"].format(unit=config.task.unit) if config.task.unit else ""
         return {"called": "", "wrong": "", "frequent": "", "baselines": words["baselines_number"].format(unit=unit)}
     kind = "several" if len(config.task.outputs) > 2 else "two"
-    return {"called": words[f"called_{kind}"], "frequent": words["frequent"], "wrong": words[f"wrong_{kind}"], "baselines": words["baselines_classes"]}
+    return {"called": words[f"called_{kind}"], "frequent": words["frequent"], "wrong": words[f"wrong_{kind}"],
+            "baselines": words["baselines_classes"]}
 
 
 def _prediction_section(config: ExperimentConfig, folders: list[Path], figures: dict[str, matplotlib.figure.Figure], language: str) -> Section:
@@ -520,7 +522,8 @@ def _sum_line(scans: pd.DataFrame, language: str = "en") -> str:
     share = (scans.map_sum / scans.expected_sum.where(scans.expected_sum != 0)).median()
     free, what = "sum_promised" in scans and not scans.sum_promised.astype(bool).any(), str(scans.expected_is.iloc[0])
     return words["sum"].format(
-        count=len(scans), share=say_number(share, language=language), what=words["logit"] if what == "the logit" else remark_words(what, language, "{}"),
+        count=len(scans), share=say_number(share, language=language),
+        what=words["logit"] if what == "the logit" else remark_words(what, language, "{}"),
         promise=words["sum_free" if free else "sum_promised"], missed=words["sum_missed"].format(missed=missed) if missed else "")
 
 

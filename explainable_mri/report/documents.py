@@ -197,10 +197,8 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .32rem .55rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td.long { overflow-wrap: anywhere; } td.number { white-space: nowrap; }
 th { color: var(--muted); font-weight: 600; border-bottom-width: 2px; }
-th.number, td.number { text-align: right; }
-tbody tr:hover { background: var(--page); }
-.facts-table td:first-child { color: var(--muted); min-width: 7rem; }
-@media (min-width: 700px) { .facts-table td:first-child { min-width: 13rem; } }
+th.number, td.number { text-align: right; } tbody tr:hover { background: var(--page); }
+.facts-table td:first-child { color: var(--muted); min-width: clamp(7rem, 20vw, 13rem); }
 details { margin: 1rem 0; }
 summary { cursor: pointer; color: var(--accent); }
 pre { overflow-x: auto; background: var(--page); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem;
@@ -213,7 +211,8 @@ footer { color: var(--muted); font-size: .88rem; margin-top: 1.6rem; }
   section { border: 0; padding: 0; margin: .7rem 0; } .half { width: 48%; } .key { padding: .4rem .6rem; }
   p, figcaption { max-width: none; } figure { margin: .6rem 0; } figcaption { line-height: 1.35; margin-top: .25rem; }
   .keys { display: flex; flex-wrap: wrap; } .key { flex: 1 1 28%; }
-  .facts-table td:first-child { min-width: 34mm; } .scroll { overflow: visible; } table { width: 100%; font-size: 8pt; line-height: 1.3; } thead { display: table-header-group; }
+  .facts-table td:first-child { min-width: 34mm; } .scroll { overflow: visible; }
+  table { width: 100%; font-size: 8pt; line-height: 1.3; } thead { display: table-header-group; }
   th, td { padding: .16rem .3rem; } section.screen { display: none; }
   .pictures { display: block; orphans: 1; widows: 1; } .pictures figure { margin: .5rem 0; } .pictures .half { display: inline-block; }
   .pictures figure, .key, tr, .short { break-inside: avoid; } h2, h3 { break-after: avoid; break-inside: avoid; margin-bottom: .4rem; }

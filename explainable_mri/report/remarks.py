@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['remark_words', 'remarks_words']
 
-# %% ../../nbs/75_remarks.ipynb #6808a06e
+# %% ../../nbs/75_remarks.ipynb #8cf41f6b
 import re
 from collections.abc import Iterable
 
-# %% ../../nbs/75_remarks.ipynb #1abe0cda
+# %% ../../nbs/75_remarks.ipynb #91a02879
 _OF_COHORTS = [
     (r"(\d+) (?:people|person) with several visits, (\d+) scans in all; a split keeps them together\.",
      r"Personen mit mehreren Besuchen: \1, mit zusammen \2 Scans; eine Aufteilung trennt sie nicht."),
@@ -27,11 +27,12 @@ _OF_COHORTS = [
     (r"(\S+) is missing in (\d+) scans? \((.*)\); each fold takes the mean of its training controls instead \(missing: impute\)\.",
      r"Scans ohne Wert von \1: \2 (\3); jeder Fold nimmt dafür den Mittelwert seiner Kontrollpersonen des Trainings (missing: impute)."),
     (r"(\S+) is written with decimal commas, such as (.*)\.", r"\1 ist mit Dezimalkommas geschrieben, etwa \2."),
-    (r"(\S+) is written with points between thousands, such as (.*) for (.*)\.", r"\1 ist mit Punkten zwischen Tausendern geschrieben, etwa \2 für \3."),
+    (r"(\S+) is written with points between thousands, such as (.*) for (.*)\.",
+     r"\1 ist mit Punkten zwischen Tausendern geschrieben, etwa \2 für \3."),
     (r"Taken: (.*)\.", r"Gelesen wurde: \1."),
 ]
 
-# %% ../../nbs/75_remarks.ipynb #3122e34c
+# %% ../../nbs/75_remarks.ipynb #e46f8a4b
 _OF_SOURCES = [
     (r"(.*): the sheet '(.*)' is read; there are others: (.*)\.", r"\1: Gelesen wird das Blatt „\2“; es gibt weitere: \3."),
     (r"(\d+) files without a row in (.*) left out \(unmatched: drop\): (.*)\.", r"Ausgelassene Dateien ohne Zeile in \2 (unmatched: drop): \1 (\3)."),
@@ -55,11 +56,12 @@ _OF_SOURCES = [
      r"Ausgelassene Scans von \2: \1; Atrophie wird nur in Scans von Kontrollpersonen gesetzt."),
 ]
 
-# %% ../../nbs/75_remarks.ipynb #d47a384a
+# %% ../../nbs/75_remarks.ipynb #b3e3cad0
 _OF_SCANS = [
     (r"(\d+) of (\d+) voxels are NaN, as SPM writes the background, and are read as 0\.",
      r"\1 von \2 Voxeln sind NaN, wie SPM den Hintergrund schreibt, und werden als 0 gelesen."),
-    (r"'(.*)' is explained, the predicted class, since no target was given\.", r"Erklärt wird „\1“, die vorhergesagte Klasse, da keine genannt wurde."),
+    (r"'(.*)' is explained, the predicted class, since no target was given\.",
+     r"Erklärt wird „\1“, die vorhergesagte Klasse, da keine genannt wurde."),
     (r"The covariate '(.*)' is not used: the model has no use for it\.", r"Die Kovariate „\1“ bleibt ungenutzt: Das Netz braucht sie nicht."),
     (r"The covariate '(.*)' is (\S+), far from those that the residual model was fitted on \(mean (\S+), standard "
      r"deviation (\S+)\); the prediction is a guess\.",
@@ -73,10 +75,12 @@ _OF_SCANS = [
     (r"f\(scan\) - f\(baseline\)", r"f(Scan) − f(Vergleichsscan)"), (r"f\(scan\) - mean f\(baselines\)", r"f(Scan) − Mittel von f(Vergleichsscans)"),
     (r"f\(scan\) - f\(scan without regions\)", r"f(Scan) − f(Scan ohne Regionen)"),
     (r"Its mean is (\S+), where the scans that the covariates were fitted on have (\S+) to (\S+): it is not a scan of the same kind, or not in the "
-     r"same unit\.", r"Sein Mittelwert ist \1, bei den Scans, an denen das Modell der Kovariaten angepasst wurde, \2 bis \3: Es ist kein Scan derselben "
+     r"same unit\.",
+     r"Sein Mittelwert ist \1, bei den Scans, an denen das Modell der Kovariaten angepasst wurde, \2 bis \3: Es ist kein Scan derselben "
      r"Art oder nicht in derselben Einheit."),
     (r"Its largest value is (\S+), where the scans that the covariates were fitted on have (\S+) to (\S+): it is not a scan of the same kind, or not "
-     r"in the same unit\.", r"Sein größter Wert ist \1, bei den Scans, an denen das Modell der Kovariaten angepasst wurde, \2 bis \3: Es ist kein Scan "
+     r"in the same unit\.",
+     r"Sein größter Wert ist \1, bei den Scans, an denen das Modell der Kovariaten angepasst wurde, \2 bis \3: Es ist kein Scan "
      r"derselben Art oder nicht in derselben Einheit."),
 ]
 _WITHIN = [  # what patterns leave standing inside a sentence
@@ -86,7 +90,7 @@ _WITHIN = [  # what patterns leave standing inside a sentence
     (r"\bas a number\b", "als Zahl"), (r"(?<=\d) to (?=\d)", " bis "), (r"the logit", "das Logit"), (r"\bsex: ", "Geschlecht: "),
     (r"\bgroup: ", "Gruppe: ")]
 
-# %% ../../nbs/75_remarks.ipynb #01a9d570
+# %% ../../nbs/75_remarks.ipynb #7ba54b73
 def remark_words(
     remark: str,           # a sentence that the program has noted, in English
     language: str = "en",  # "en" or "de"

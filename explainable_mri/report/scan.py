@@ -738,7 +738,7 @@ def _check_blocks(explanation: Explanation, checks: Sequence[Check], words: Mapp
     texts += [words["remarks"].format(notes=" ".join(remarks_words(explanation.notes, language)))] if explanation.notes else []
     return [table, *([Text("\n\n".join(texts))] if texts else [])]
 
-
+# %% ../../nbs/78_scan.ipynb #71714644
 def scan_report(
     explanation: Explanation,      # from `Model.explain`
     language: str = "en",          # "en" or "de"

@@ -86,7 +86,7 @@ def _split_table(table: Table) -> Iterator[Table]:
         yield replace(table, frame=rest.iloc[:number])
         rest = rest.iloc[number:]
 
-# %% ../../nbs/73_slides.ipynb #89138f73
+# %% ../../nbs/73_slides.ipynb #1541c685
 @dataclass
 class Band:
     "What goes across a slide."
@@ -139,7 +139,7 @@ def _bands(blocks: Sequence[Block]) -> list[Band]:
             bands += [Band([block], _numbers_height(block)) for block in group]
     return bands
 
-# %% ../../nbs/73_slides.ipynb #a6e90fed
+# %% ../../nbs/73_slides.ipynb #a8511041
 def _text_size(text: Text) -> int:
     "The size at which a text fits on a slide."
     return _SIZES["text" if _height(text.paragraphs, _ROOM, _SIZES["text"]) <= _BOTTOM - _TOP else "small"]
@@ -270,7 +270,7 @@ def _place_numbers(slide: Any, block: KeyFigures, top: float) -> None:
             _write(slide, [text], (left + 0.15, below, width - 0.3, high), size, bold=bold, color="1C2530" if bold else "5B6875")
             below += high + 0.05
 
-# %% ../../nbs/73_slides.ipynb #7dcf813f
+# %% ../../nbs/73_slides.ipynb #155d2868
 def _place(slide: Any, bands: Sequence[Band], top: float) -> float:
     "Place bands below each other, pictures as large as there is room; gives where they end."
     spare, growing = _BOTTOM - top - _needed(bands), sum(band.most - band.least for band in bands)
