@@ -243,26 +243,29 @@ def report_command(config: ExperimentConfig, language: str, to: Path | None) -> 
 
 # %% ../nbs/99_cli.ipynb #7936621f
 @main.command("run")
-@click.argument("notebook", type=click.Choice(["train", "explain"]))
+@click.argument("notebook", type=click.Choice(["train", "explain", "crossval"]))
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @_fold
 @click.option("--language", type=click.Choice(["en", "de"]), default="en", show_default=True, help="English or German.")
 @click.option("--report", is_flag=True, help="Write a page without code beside the executed notebook, too.")
 def run_command(notebook: str, config: Path, overrides: tuple[str, ...], fold: int, language: str, report: bool) -> None:
-    """Execute the notebook of a fold's training or explanation, and keep it in the folder of the fold.
+    """Execute the notebook of a fold's training or explanation, and keep it in the folder of the fold; or that of all folds, kept in the folder of
+    the experiment.
 
     \b
     Example:
       explainable-mri run train config/demo.yaml --fold 1 --report
       explainable-mri run explain config/demo.yaml --fold 1 --report --language de
+      explainable-mri run crossval config/demo.yaml --report
     """
     import shlex
 
     from explainable_mri.experiments.launch import find_notebook, run_notebook
 
-    out = load_config(config, overrides).folder / f"fold-{fold}" / f"{notebook}.ipynb"
-    parameters = {"config": str(config), "overrides": shlex.join(overrides), "fold": fold, "language": language}
+    folder, own = load_config(config, overrides).folder, {} if notebook == "crossval" else {"fold": fold}
+    out = (folder / f"fold-{fold}" if own else folder) / f"{notebook}.ipynb"
+    parameters = {"config": str(config), "overrides": shlex.join(overrides), "language": language, **own}
     try:
         run_notebook(find_notebook(notebook), out, parameters, report)
     except Exception as error:

@@ -17,7 +17,7 @@ def project(tmp_path_factory) -> Path:
     "A project folder with the notebooks and a tiny experiment."
     folder = tmp_path_factory.mktemp("project")
     (folder / "nbs").mkdir()
-    for name in ("train", "explain"):
+    for name in ("train", "explain", "crossval"):
         shutil.copy(ROOT / "nbs" / f"{name}.ipynb", folder / "nbs")
     shutil.copytree(ROOT / "config", folder / "config")
     (folder / "config" / "tiny.yaml").write_text(
@@ -67,6 +67,18 @@ def test_a_fold_as_a_page_without_code(project, monkeypatch):
     assert not re.findall(r'(?:src|href)="(?!data:image/png|#)', page) and not re.findall(r"<img(?![^>]*alt=\"[^\"]+\")[^>]*>", page)
     wrong = subprocess.run([*program, "run", "train", "config/tiny.yaml", "training.epochs=3", "--fold", "2"], cwd=project, capture_output=True, text=True)
     assert wrong.returncode == 1 and "training.epochs: there 2, now 3" in wrong.stderr and "failed-train.ipynb" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.slow
+def test_all_folds_as_a_page_without_code(project, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    program = [str(Path(sys.executable).with_name("explainable-mri"))]
+    done = subprocess.run([*program, "run", "crossval", "config/tiny.yaml", "name=both", "training.epochs=2", "evaluation.replicates=100", "--report", "--language",
+                           "de"], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    page = (project / "results" / "both" / "crossval.html").read_text(encoding="utf-8")
+    assert "<h1>Experiment both (simulierte Kohorte)</h1>" in page and "Mittel ± SD über Folds" in page and "keine Atrophiekarte" in page
+    assert "import " not in re.sub(r"<style>.*?</style>|<pre>.*?</pre>", "", page, flags=re.DOTALL) and "%|" not in page and "<script" not in page
 
 
 def test_papermill_knows_the_parameters():

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'explain_table', 'write_relevance', 'share_relevance', 'explain_fold', 'read_explanations', 'mean_relevance',
-           'read_group', 'enrichments', 'region_volumes', 'experiment_scale', 'mean_scale', 'target_words',
-           'relevance_unit', 'plot_planes', 'mean_figures', 'explanation_figures', 'control_scale']
+           'read_group', 'enrichments', 'region_volumes', 'Explained', 'target_words', 'relevance_unit', 'plot_planes',
+           'mean_figures', 'explanation_figures', 'control_scale']
 
 # %% ../../nbs/82_explain.ipynb #602070ef
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,7 @@ def explain_fold(
     for path in folder.glob("relevance/*"):  # those of scans that an earlier split had are no results of this one
         if path.name.removesuffix(".json").removesuffix(".nii.gz") not in current:
             path.unlink()
-    save_figures(explanation_figures(config, [trained]), folder / "figures")
+    save_figures(explanation_figures(Explained(config, [trained])), folder / "figures")
     maps = sorted(str(path.relative_to(folder)) for path in folder.rglob("*relevance*") if path.name.endswith((".nii.gz", ".json")))
     write_json(settings, folder / "settings.json")
     seal(folder, ["scans.csv", "regions.csv", "settings.json", *maps])
@@ -277,30 +278,41 @@ def region_volumes(
     return [region for region in measured if f"{region}_volume" in scans]
 
 # %% ../../nbs/82_explain.ipynb #7a61e188
-def experiment_scale(
-    config: ExperimentConfig,  # the experiment
-    folders: list[Path],       # folders of its explained folds
-) -> Scale:                    # of the maps of all its single scans
-    "The scale that comes from the controls among the test scans; from all maps themselves, of 0 controls, where there is none."
-    scans, groups, grid = read_explanations(folders), config.task.control_groups, get_grid(config.grid)
-    try:
-        return scale_of((load_map(path, grid).array for path in scans.relevance_map[scans.group.isin(groups)]), groups)
-    except ConfigError:  # no controls, or no relevance in their maps
-        return Scale(*relevance_limits(*(load_map(path, grid).array for path in scans.relevance_map)))
+@dataclass(frozen=True, eq=False)
+class Explained:
+    "What explained folds of an experiment hold; each file is read once, when it is first asked for."
 
+    config: ExperimentConfig  # the experiment
+    folders: list[Path]       # folders of its explained folds
 
-def mean_scale(
-    config: ExperimentConfig,  # the experiment
-    folders: list[Path],       # folders of its explained folds
-) -> Scale:                    # of the mean maps of all its groups
-    "The scale that comes from the mean map of the controls; from the mean maps themselves, of 0 controls, where there is none."
-    scans, groups, means = read_explanations(folders), config.task.control_groups, mean_relevance(config, folders)
-    known = scans.group.isin(groups)
-    try:
-        scale = scale_of((means[group] for group in groups if group in means), groups)
-        return replace(scale, controls=int(known.sum()))
-    except ConfigError:
-        return Scale(*relevance_limits(*means.values()))
+    @cached_property
+    def scans(self) -> pd.DataFrame:
+        "The table of `read_explanations`."
+        return read_explanations(self.folders)
+
+    @cached_property
+    def means(self) -> dict[str, np.ndarray]:
+        "The mean relevance map (x, y, z) of each group."
+        return mean_relevance(self.config, self.folders)
+
+    @cached_property
+    def scale(self) -> Scale:
+        "The scale that comes from the controls among the test scans; from all maps themselves, of 0 controls, where there is none."
+        scans, groups, grid = self.scans, self.config.task.control_groups, get_grid(self.config.grid)
+        try:
+            return scale_of((load_map(path, grid).array for path in scans.relevance_map[scans.group.isin(groups)]), groups)
+        except ConfigError:  # no controls, or no relevance in their maps
+            return Scale(*relevance_limits(*(load_map(path, grid).array for path in scans.relevance_map)))
+
+    @cached_property
+    def mean_scale(self) -> Scale:
+        "The scale that comes from the mean map of the controls; from the mean maps themselves, of 0 controls, where there is none."
+        groups, means = self.config.task.control_groups, self.means
+        try:
+            scale = scale_of((means[group] for group in groups if group in means), groups)
+            return replace(scale, controls=int(self.scans.group.isin(groups).sum()))
+        except ConfigError:
+            return Scale(*relevance_limits(*means.values()))
 
 # %% ../../nbs/82_explain.ipynb #49b8c5cd
 WORDS = {
@@ -349,14 +361,12 @@ def plot_planes(
 
 
 def mean_figures(
-    config: ExperimentConfig,  # the experiment
-    folders: list[Path],       # folders of its explained folds
+    found: Explained,          # the explained folds
     language: str = "en",      # "en" or "de"
 ) -> dict[str, Figure]:        # "relevance CN", "relevance CN axial", ..., and "relevance peak"
     "Draw the mean map of each group on one scale, and the peak of the group that is read."
-    scans, grid, words = read_explanations(folders), get_grid(config.grid), WORDS[language]
-    scale, unit, target = mean_scale(config, folders), relevance_unit(config, scans, language), target_words(config, language)
-    means, read = mean_relevance(config, folders), read_group(config)
+    config, scans, means, scale, words = found.config, found.scans, found.means, found.mean_scale, WORDS[language]
+    grid, unit, target, read = get_grid(config.grid), relevance_unit(config, scans, language), target_words(config, language), read_group(config)
     figures = {}
     for name in sorted(means, key=config.task.groups.index):
         title = words["mean"].format(target=target, count=int((scans.group == name).sum()), group=name)
@@ -373,14 +383,14 @@ def mean_figures(
 
 # %% ../../nbs/82_explain.ipynb #44df2c45
 def explanation_figures(
-    config: ExperimentConfig,  # the experiment
-    folders: list[Path],       # folders of its explained folds
+    found: Explained,          # the explained folds
     language: str = "en",      # "en" or "de"
 ) -> dict[str, Figure]:        # figures by name
     "Draw mean relevance by group, relevance by region, and what is known of the truth."
-    scans, grid, group, words = read_explanations(folders), get_grid(config.grid), read_group(config), WORDS[language]
-    figures, unit = mean_figures(config, folders, language), relevance_unit(config, scans, language)
-    regions = region_table(mean_relevance(config, folders)[group], load_atlas(config.explanation.atlas, grid), grid)
+    config, scans, words = found.config, found.scans, WORDS[language]
+    grid, group = get_grid(config.grid), read_group(config)
+    figures, unit = mean_figures(found, language), relevance_unit(config, scans, language)
+    regions = region_table(found.means[group], load_atlas(config.explanation.atlas, grid), grid)
     title = words["mean"].format(target=target_words(config, language), count=int((scans.group == group).sum()), group=group)
     figures["regions"] = plot_regions(regions, title=title, name=lambda one: region_words(one, language), unit=unit, language=language)
     if truth := enrichments(scans):

@@ -153,6 +153,7 @@ class Report:
     sections: Sequence[Section]      # its parts
     experiment: str = ""             # name of the experiment
     summary: Sequence[Block] = ()    # blocks above the first section, such as key figures
+    cover: Figure | None = None      # a picture for the first of its slides, which have no other place above the first section
     configuration: str = ""          # the resolved configuration as YAML
     language: str = "en"             # "en" or "de": language of what stands around the blocks
     versions: Mapping[str, str] = field(default_factory=lambda: package_versions())  # version by package
@@ -196,25 +197,27 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .32rem .55rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td.long { overflow-wrap: anywhere; } td.number { white-space: nowrap; }
 th { color: var(--muted); font-weight: 600; border-bottom-width: 2px; }
-th.number, td.number { text-align: right; }
-tbody tr:hover { background: var(--page); }
+th.number, td.number { text-align: right; } tbody tr:hover { background: var(--page); }
+.facts-table td:first-child { color: var(--muted); min-width: clamp(7rem, 20vw, 13rem); }
 details { margin: 1rem 0; }
 summary { cursor: pointer; color: var(--accent); }
 pre { overflow-x: auto; background: var(--page); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem;
   font: .84rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
 footer { color: var(--muted); font-size: .88rem; margin-top: 1.6rem; }
-@page { size: A4; margin: 15mm 13mm; }
+@page { size: A4; margin: 14mm 13mm 15mm; }
 @media print { :root { color-scheme: light; --text: #000; --muted: #444; --line: #ccc; --page: #fff; --card: #fff; --accent: #000;
     --warn-text: #000; --warn: #fff; --warn-line: #000; }
-  body { font-size: 10.5pt; } main { max-width: none; padding: 0; } nav, .interactive { display: none; }
-  section { border: 0; padding: 0; margin: .8rem 0; } .half { width: 48%; } .key { padding: .4rem .6rem; }
+  body { font-size: 10pt; line-height: 1.42; } main { max-width: none; padding: 0; } nav, .interactive { display: none; }
+  section { border: 0; padding: 0; margin: .7rem 0; } .half { width: 48%; } .key { padding: .4rem .6rem; }
+  p, figcaption { max-width: none; } figure { margin: .6rem 0; } figcaption { line-height: 1.35; margin-top: .25rem; }
   .keys { display: flex; flex-wrap: wrap; } .key { flex: 1 1 28%; }
-  .scroll { overflow: visible; } table { width: 100%; font-size: 8pt; line-height: 1.3; } thead { display: table-header-group; }
+  .facts-table td:first-child { min-width: 34mm; } .scroll { overflow: visible; }
+  table { width: 100%; font-size: 8pt; line-height: 1.3; } thead { display: table-header-group; }
   th, td { padding: .16rem .3rem; } section.screen { display: none; }
   .pictures { display: block; orphans: 1; widows: 1; } .pictures figure { margin: .5rem 0; } .pictures .half { display: inline-block; }
-  .pictures figure, .key, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  figure img { max-height: 235mm; width: auto; } figcaption { break-before: avoid; } .half figcaption { padding-right: .6rem; }
-  pre { white-space: pre-wrap; font-size: 7.5pt; columns: 2; border: 0; padding: 0; } }
+  .pictures figure, .key, tr, .short { break-inside: avoid; } h2, h3 { break-after: avoid; break-inside: avoid; margin-bottom: .4rem; }
+  figure img { max-height: 88mm; width: auto; } figcaption { break-before: avoid; } .half figcaption { padding-right: .6rem; }
+  details { margin: .5rem 0; } pre { white-space: pre-wrap; font-size: 7pt; line-height: 1.3; columns: 3; border: 0; padding: 0; } }
 """
 
 # %% ../../nbs/71_documents.ipynb #67318077
@@ -226,10 +229,12 @@ _MACROS = """\
 </figure>
 {%- endmacro -%}
 {%- macro table(block) -%}
-<figure>
-<div class="scroll"><table>
-<thead><tr>{% for name, number in block.header %}<th scope="col"{% if number %} class="number"{% endif %}>{{ name }}</th>
-{%- endfor %}</tr></thead>
+{% set named = block.header | map("first") | select | list %}
+<figure{% if block.rows | length < 16 %} class="short"{% endif %}>
+<div class="scroll"><table{% if not named %} class="facts-table"{% endif %}>
+{% if named %}<thead><tr>{% for name, number in block.header %}<th scope="col"{% if number %} class="number"{% endif %}>{{ name }}</th>
+{%- endfor %}</tr></thead>{% endif %}
+
 <tbody>
 {% for row in block.rows %}<tr>{% for cell in row %}<td
 {%- if block.header[loop.index0][1] %} class="number"{% elif cell | length > 30 and " " not in cell %} class="long"{% endif %}>

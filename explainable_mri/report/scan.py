@@ -14,7 +14,7 @@ import html
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -40,8 +40,9 @@ from ..files import hash_file
 from ..inference import Explanation
 from .documents import Figure, Interactive, KeyFigures, Report, Section, Table, Text
 from .figures import plot_relevance, relevance_limits
-from .narrative import Finding, Reading, read_scan, region_words
+from .narrative import PLACES as NAMED, Finding, Reading, read_scan, region_words
 from .pdf import save_report
+from .remarks import remark_words, remarks_words
 from .sunburst import plot_sunburst
 from ..tasks import Task
 
@@ -134,7 +135,7 @@ _ENGLISH |= {
     "wheel_norms": "Right: how far volumes are from what is to be expected, in standard deviations, blue where there is less.",
     "norms": "w-scores compare the scan with {controls} controls, by {covariates} ({source}): −2 is less than 98 in a hundred controls have.",
     "norms_few": "With so few controls, w-scores are themselves uncertain and their magnitudes tend to be too large.",
-    "covariate_age": "age", "covariate_sex": "sex", "covariate_tiv": "head size",
+    "covariate_age": "age", "covariate_sex": "sex", "covariate_tiv": "head size", "covariate_field_strength": "field strength",
     "no_norms": "No w-scores: {why}", "why_none": "the network comes without norms of its controls.",
     "why_atlas": "the norms are those of another atlas.", "why_no_volumes": "what the norms expect are no volumes. Train again: they were made by an "
     "earlier version.", "why_odd": "half of the regions deviate by {median} standard deviations and more, as no brain does. The scan is "
@@ -218,7 +219,7 @@ _GERMAN |= {
     "norms": "w-Werte vergleichen den Scan mit {controls} Kontrollpersonen, nach {covariates} ({source}): −2 ist weniger, als 98 von hundert "
     "Kontrollpersonen haben.",
     "norms_few": "Bei so wenigen Kontrollpersonen sind w-Werte selbst unsicher, und ihre Beträge fallen eher zu groß aus.",
-    "covariate_age": "Alter", "covariate_sex": "Geschlecht", "covariate_tiv": "Kopfgröße",
+    "covariate_age": "Alter", "covariate_sex": "Geschlecht", "covariate_tiv": "Kopfgröße", "covariate_field_strength": "Feldstärke",
     "no_norms": "Keine w-Werte: {why}", "why_none": "Das Netz bringt keine Normen seiner Kontrollpersonen mit.",
     "why_atlas": "Die Normen sind die eines anderen Atlas.", "why_no_volumes": "Was die Normen erwarten, sind keine Volumina. Das Netz muss neu "
     "trainiert werden: Sie stammen von einer früheren Version.", "why_odd": "Die Hälfte der Regionen weicht um {median} Standardabweichungen und "
@@ -344,13 +345,13 @@ def scan_wscores(
         person = pd.DataFrame([explanation.person])
         scores, expected = norms.wscores(volumes[known].to_frame().T, person).iloc[0], norms.expected(person)[known].iloc[0]
     except CovariateError as error:
-        return None, words["no_norms"].format(why=str(error))
+        return None, words["no_norms"].format(why=remark_words(str(error), language))
     if (expected <= 0).mean() > 0.1:  # such as norms that an earlier version fitted on residual maps
         return None, words["no_norms"].format(why=words["why_no_volumes"])
     if scores.abs().median() > _ODD:
         return None, words["no_norms"].format(why=words["why_odd"].format(median=round(scores.abs().median())))
     by = ", ".join(words.get(f"covariate_{name}", name) for name in norms.covariates)
-    told = words["norms"].format(controls=norms.controls, covariates=by, source=norms.source)
+    told = words["norms"].format(controls=norms.controls, covariates=by, source=remark_words(norms.source, language, "„{}“"))
     return scores, f"{told} {words['norms_few']}" if norms.controls < _FEW_CONTROLS else told
 
 # %% ../../nbs/78_scan.ipynb #84dc83bf
@@ -410,7 +411,7 @@ def scan_checks(
     finite = int(np.isfinite(relevance.array).sum())
     checks = [Check(words["finite"], words["voxels"].format(count=finite), words["all"], finite == relevance.array.size)]
     if check is not None:
-        meaning = words["logit"] if check.meaning == "the logit" else check.meaning
+        meaning = words["logit"] if check.meaning == "the logit" else remark_words(check.meaning, language, "{}")
         promised = check.promised and check.limit is not None
         checks.append(Check(words["sum"], _say(check.total[0], "{:.4g}", language), f"{meaning} {_say(check.expected[0], '{:.4g}', language)}"
                             + ("" if promised else f"; {words['promised_none']}"), check.holds))
@@ -468,7 +469,7 @@ def scan_wheels(
         leaves = node_names(hierarchy).side.reindex(table.index)
         values[words["wscores"]] = pd.Series(scores.reindex(leaves).to_numpy(), table.index)
         caption += f" {words['wheel_norms']}"
-    return Figure(plot_sunburst(values, table.volume, hierarchy), words["wheel"], caption)
+    return Figure(plot_sunburst(values, table.volume, hierarchy, words=NAMED[language]), words["wheel"], caption)
 
 # %% ../../nbs/78_scan.ipynb #d98a7d35
 def _provenance(explanation: Explanation, atlas: Atlas, words: Mapping[str, str], language: str) -> Table:
@@ -477,7 +478,7 @@ def _provenance(explanation: Explanation, atlas: Atlas, words: Mapping[str, str]
     rows = [(words["scan"], Path(source).name if source else "–")]
     if source and Path(source).is_file():
         rows.append((f"{words['scan']}, {words['hash']}", hash_file(source)))
-    person = ", ".join(f"{name} {_say(value, '{:g}', language) if isinstance(value, (int, float)) else value}"
+    person = ", ".join(f"{words.get(f'covariate_{name}', name)} {_say(value, '{:g}', language) if isinstance(value, (int, float)) else value}"
                        for name, value in explanation.person.items())
     rows += [(words["person"], person or "–"), (words["network"], str(network.get("kind", "–")))]
     if "file" in network:
@@ -719,6 +720,8 @@ def _reading_block(reading: Reading) -> Table:
 def _case_block(cases: pd.DataFrame, words: Mapping[str, str], language: str) -> Table:
     "The nearest cases, without the names of the persons."
     table = cases[[name for name in ("group", "age", "sex", "distance", "course") if name in cases]]
+    if language == "de" and "course" in table:
+        table = table.assign(course=table.course.str.replace(" at ", " mit ").str.replace(r"(?<=\d)\.(?=\d)", ",", regex=True))
     return Table(table, words["cases_caption"].format(count=len(table)), formats={"age": "{:.1f}", "distance": "{:.2f}"},
                  names={name: words[name] for name in table}, decimal="," if language == "de" else ".")
 
@@ -729,12 +732,12 @@ def _check_blocks(explanation: Explanation, checks: Sequence[Check], words: Mapp
     rows = [(check.name, check.found, check.expected, results[check.passed]) for check in checks]
     table = Table(pd.DataFrame(rows, columns=["check", "found", "expected", "result"]), words["checks_caption"],
                   names={name: words[name] for name in ("check", "found", "expected", "result")})
-    values = ", ".join(f"{name} {_say(value, '{:+.3g}', language)}" for name, value in explanation.covariates.items())
+    values = ", ".join(f"{words.get(f'covariate_{name}', name)} {_say(value, '{:+.3g}', language)}" for name, value in explanation.covariates.items())
     texts = [words["covariates"].format(values=values)] if values else []
-    texts += [words["remarks"].format(notes=" ".join(explanation.notes))] if explanation.notes else []
+    texts += [words["remarks"].format(notes=" ".join(remarks_words(explanation.notes, language)))] if explanation.notes else []
     return [table, *([Text("\n\n".join(texts))] if texts else [])]
 
-
+# %% ../../nbs/78_scan.ipynb #71714644
 def scan_report(
     explanation: Explanation,      # from `Model.explain`
     language: str = "en",          # "en" or "de"
@@ -748,18 +751,19 @@ def scan_report(
     words, grid = _words(language), explanation.relevance.grid
     regions, colors = load_atlas(atlas, grid), scale or Scale(*relevance_limits(explanation.relevance.array))
     checks, source = scan_checks(explanation, language), explanation.scan.source
-    reading = scan_reading(explanation, regions, language)
+    reading, slices = scan_reading(explanation, regions, language), slice_figures(explanation, colors, regions, language)
     sections = [
         *([Section(words["reading"], [_reading_block(reading)])] if reading else []),
         Section(words["read"], [_how_to_read(explanation, colors, words, language)]),
         Section(words["brain"], [turnable_brain(explanation, colors, regions, language)]),
-        Section(words["slices"], slice_figures(explanation, colors, regions, language)),
+        Section(words["slices"], slices),
         Section(words["regions"], [_region_block(explanation, regions, words, language), scan_wheels(explanation, regions, language)]),
         *([Section(words["cases"], [_case_block(cases, words, language)])] if cases is not None and len(cases) else []),
         Section(words["checks"], _check_blocks(explanation, checks, words, language)),
         Section(words["provenance"], [_provenance(explanation, regions, words, language)])]
     name = title or (Path(source).name.removesuffix(".gz").removesuffix(".nii") if source else "")
     return Report(words["title"].format(name=name).strip(), sections, language=language,
+                  cover=replace(slices[0], caption=words["colours"].format(target=explanation.target)),
                   summary=[_head(explanation, regions, checks, language), Text(_reading(explanation, language))],
                   **{"versions": {"Explainable MRI": __version__}, **facts})
 

@@ -6,7 +6,7 @@
 __all__ = ['SIDE_ORDER', 'wheel', 'node_values', 'plot_sunburst', 'interactive_sunburst']
 
 # %% ../../nbs/72_sunburst.ipynb #ae52d298
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,7 @@ def plot_sunburst(
     hierarchy: pd.DataFrame,       # region, the levels, and side
     levels: Sequence[str] = ("lobe", "gyrus"),  # rings below the sides
     units: Sequence[str] | None = None,  # what each colour bar says; None: the titles
+    words: Mapping[str, str] | None = None,  # what is drawn instead of a name, such as {"left": "links"}
 ) -> Figure:                       # a wheel for each, beside each other
     "Draw values of a hierarchy as wheels, each with colours of its own that are white at 0."
     from matplotlib import colormaps
@@ -101,6 +102,7 @@ def plot_sunburst(
     from matplotlib.colors import Normalize
 
     figure, places = Figure(figsize=(4.8 * len(values), 4.2), dpi=90, layout="constrained"), wheel(volumes, hierarchy, levels)
+    places["name"] = places.name.replace(dict(words or {}))
     for number, ((title, own), unit) in enumerate(zip(values.items(), units or list(values), strict=True), 1):
         known = own if "brain" in own.index else node_values(own, volumes, hierarchy, levels)
         shown = known.reindex(places.node).abs()
