@@ -33,7 +33,8 @@ def build(name: str, **params):
 
 @pytest.mark.parametrize("one, other", [
     ("0729", "729"), ("0729", 729), (729.0, "729"), ("sub-0729", "729"), ("Mu\u0308ller", "Müller"), (" P1 ", "P1"), ("ADNI_01", "adni_01"),
-    ("002_S_0729", "sub-002S0729"), ("OAS1_0001", "sub-OAS1_0001")])
+    ("002_S_0729", "sub-002S0729"), ("OAS1_0001", "sub-OAS1_0001"),
+    ("SUB-0001", "sub-0001"), ("Sub-0001", "sub-0001"), ("SUB_0001", "sub-0001"), ("sub0001", "sub-0001"), ("SES-M12", "ses-m12")])
 def test_spellings_of_one_key(one, other):
     "Failed before, for all but the numbers: compared as they stand."
     assert identity_key(one) == identity_key(other)
@@ -55,6 +56,20 @@ def test_names_with_letters_that_differ_in_spelling_are_refused():
         join_covariates(scans, pd.DataFrame({"subject": ["sub-01"], "age": ["70"]}, index=[2]), "t.csv", "drop")
     found, _ = join_covariates(scans, pd.DataFrame({"subject": ["01"], "age": ["70"]}, index=[2]), "t.csv")
     assert found.age.tolist() == ["70"]  # a spreadsheet's number
+
+
+def test_prefix_in_capitals_does_not_make_another_person_of_someone():
+    "Failed before: SUB-0001, Sub-0001 and sub-0001 were three people, who stood in the training and the test part of one fold."
+    names = [f"{prefix}-{number:04}" for number in range(1, 21) for prefix in ("SUB", "Sub", "sub")]
+    table = pd.DataFrame({"subject": names, "group": ["CN" if int(name[-4:]) % 2 else "AD" for name in names], "path": [f"{name}.nii" for name in names]})
+    assert unify(table.subject).nunique() == 20
+    for split in make_splits(table, SplitConfig(params={"folds": 4}), seed=0):
+        check_leakage(table, split)
+        people = [{name[-4:] for name in table.subject.iloc[rows]} for _, rows in split.parts()]
+        assert len(set.union(*people)) == sum(map(len, people)) == 20
+    rows = np.arange(60)
+    with pytest.raises(LeakageError, match="train and test parts share 1 subject: SUB-0001"):
+        check_leakage(table, Split(np.r_[0, rows[3:42]], rows[42:], np.array([1, 2])))
 
 
 def test_bids_label_does_not_take_the_row_of_another(tmp_path):

@@ -19,11 +19,14 @@ from .tables import TableError, place, plain_number
 from ..errors import suggest
 
 # %% ../../nbs/14_identity.ipynb #06359b9c
+_PREFIX = re.compile(r"^(sub|ses)([\W_]+|(?=\d))", re.IGNORECASE)  # of BIDS, however it is written: sub-01, SUB_01, Sub01
+
+
 def identity_key(
     value: Any,  # a subject, or a visit: text or number
 ) -> str:        # what all its spellings have in common
     "The key that decides who is who: names with the same key are one person, or one visit."
-    text = plain_number(re.sub(r"^(sub|ses)-", "", _spelling(value)))
+    text = plain_number(_PREFIX.sub("", _spelling(value)))
     parts = re.sub(r"[\W_]+", "-", text) if re.search(r"[^\W\d_]", text) else text
     plain = re.sub(r"(?<!\d)-|-(?!\d)", "", parts)  # what stands between digits keeps them apart
     return re.sub(r"(?<!\d)0+(?=\d)", "", plain).casefold()
@@ -41,7 +44,7 @@ def conflicts(
     spellings: dict[str, dict[str, str]] = {}
     for name in dict.fromkeys(map(_spelling, names)):
         if not plain_number(name).isdigit():
-            spellings.setdefault(identity_key(name), {})[re.sub(r"^(sub|ses)-", "", name)] = name
+            spellings.setdefault(identity_key(name), {})[_PREFIX.sub("", name)] = name
     return [sorted(group.values()) for group in spellings.values() if len(group) > 1]
 
 

@@ -74,14 +74,14 @@ _OF_SCANS = [
     (r"training part of (.*), (.*)", r"Trainingsteil von \1, \2"),
     (r"The scan is unlike a brain in template space \(correlation with the template (\S+), usual are (\S+) and more\): it may be turned, cut, or no "
      r"such map\. What is said of it means nothing then\.",
-     r"Der Scan gleicht keinem Gehirn im Raum der Vorlage (Korrelation \1, üblich sind \2 und mehr): Er kann gedreht, abgeschnitten oder keine solche "
-     r"Karte sein. Dann bedeutet nichts, was von ihm gesagt wird."),
+     r"Der Scan gleicht keinem Gehirn im Raum der Vorlage (Korrelation \1, üblich sind \2 und mehr): Er kann gedreht, abgeschnitten oder keine "
+     r"solche Karte sein. Dann bedeutet nichts, was von ihm gesagt wird."),
     (r"The network has seen this scan in its (?:training|validation), so what it says of it is no test\.",
      r"Das Netz kennt diesen Scan aus Training oder Validierung; was es von ihm sagt, ist deshalb keine Prüfung."),
     (r"Prepared here, with ANTs\. Where the scans of the training were prepared by another program, or with other settings, "
      r"likelihood and map may be off\.",
-     r"Hier vorbereitet, mit ANTs. Wurden die Scans des Trainings mit einem anderen Programm oder anderen Einstellungen vorbereitet, können Likelihood und "
-     r"Karte danebenliegen."),
+     r"Hier vorbereitet, mit ANTs. Wurden die Scans des Trainings mit einem anderen Programm oder anderen Einstellungen vorbereitet, können "
+     r"Likelihood und Karte danebenliegen."),
     (r"f\(scan\) - f\(baseline\)", r"f(Scan) − f(Vergleichsscan)"), (r"f\(scan\) - mean f\(baselines\)", r"f(Scan) − Mittel von f(Vergleichsscans)"),
     (r"f\(scan\) - f\(scan without regions\)", r"f(Scan) − f(Scan ohne Regionen)"),
     (r"Its mean is (\S+), where the scans that the covariates were fitted on have (\S+) to (\S+): it is not a scan of the same kind, or not in the "
