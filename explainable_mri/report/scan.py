@@ -313,7 +313,7 @@ def slice_figures(
     reading = words["colours"].format(target=explanation.target)
     place, region = _peak(explanation, atlas, words)
     options = {"background": scan.array, "threshold": scale.threshold, "vmax": scale.vmax,
-               "label": words["per_voxel"].format(unit=_unit(explanation, words))}
+               "label": words["per_voxel"].format(unit=_unit(explanation, words)), "language": language}
     drawn = []
     for name, (display, cuts) in PLANES.items():
         figure = plot_relevance(relevance.array, relevance.grid, cut_coords=cuts, title=words[name], display=display, **options)
@@ -469,7 +469,7 @@ def scan_wheels(
         leaves = node_names(hierarchy).side.reindex(table.index)
         values[words["wscores"]] = pd.Series(scores.reindex(leaves).to_numpy(), table.index)
         caption += f" {words['wheel_norms']}"
-    return Figure(plot_sunburst(values, table.volume, hierarchy, words=NAMED[language]), words["wheel"], caption)
+    return Figure(plot_sunburst(values, table.volume, hierarchy, words=NAMED[language], language=language), words["wheel"], caption)
 
 # %% ../../nbs/78_scan.ipynb #d98a7d35
 def _provenance(explanation: Explanation, atlas: Atlas, words: Mapping[str, str], language: str) -> Table:
@@ -737,7 +737,7 @@ def _check_blocks(explanation: Explanation, checks: Sequence[Check], words: Mapp
     texts += [words["remarks"].format(notes=" ".join(remarks_words(explanation.notes, language)))] if explanation.notes else []
     return [table, *([Text("\n\n".join(texts))] if texts else [])]
 
-# %% ../../nbs/78_scan.ipynb #71714644
+# %% ../../nbs/78_scan.ipynb #4f460050
 def scan_report(
     explanation: Explanation,      # from `Model.explain`
     language: str = "en",          # "en" or "de"

@@ -26,7 +26,7 @@ _WIDTH, _HEIGHT, _MARGIN = 13.333, 7.5, 0.6  # inches
 _TOP, _BOTTOM, _GAP = 1.2, 6.85, 0.15  # of what is between title and foot, and between its parts
 _ROOM = _WIDTH - 2 * _MARGIN
 _ROWS = 16        # rows of a table on a slide at most
-_LINE = 0.21      # inches of a line of a table
+_LINE = 0.2       # inches of a line of a table
 _SIZES = {"text": 16, "small": 14, "table": 12, "caption": 12, "heading": 20}  # points
 
 
@@ -36,7 +36,7 @@ def _height(
     size: float,           # points
 ) -> float:                # inches
     "How high paragraphs stand."
-    letters = max(int(width * 138 / size), 1)
+    letters = max(int(width * 150 / size), 1)
     lines = sum(max(len(textwrap.wrap(one, letters)), 1) for one in words)
     return (lines * 1.2 + 0.6 * max(len(words) - 1, 0)) * size / 72
 
@@ -65,28 +65,36 @@ def _lines(table: Table, number: int | None = None) -> tuple[list[list[str]], li
     named = any(name for name, _ in table.header)  # a list of facts has no headings
     rows = [[name for name, _ in table.header]] * named + table.rows[:number]
     widths = _widths(rows if named else [[""] * len(table.header), *rows])
-    letters = [max(int((width - 0.2) * 138 / _SIZES["table"]), 1) for width in widths]
+    letters = [max(int((width - 0.2) * 150 / _SIZES["table"]), 1) for width in widths]
     return rows, widths, [max(max(len(textwrap.wrap(cell, most)), 1) for cell, most in zip(row, letters)) for row in rows]
 
 
 def _table_height(table: Table, number: int | None = None) -> float:
     "Height of a table's rows and its caption in inches."
-    rows = sum(0.1 + _LINE * one for one in _lines(table, number)[2])
+    rows = sum(0.08 + _LINE * one for one in _lines(table, number)[2])
     return rows + (0.05 + _height([table.caption], _ROOM, _SIZES["caption"]) if table.caption else 0)
 
 
-def _split_table(table: Table) -> Iterator[Table]:
-    "A table in parts of like length that fit on a slide, by the lines of their cells; each has the caption."
-    rest, most = table.frame, 0
-    while len(rest) or not most:
-        part = replace(table, frame=rest)
-        fits = [number for number in range(1, min(_ROWS, len(rest)) + 1) if _table_height(part, number) <= _BOTTOM - _TOP]
-        most = max(fits, default=1)
+def _fitting(table: Table, room: float) -> int:
+    "How many of a table's first rows fit into a room, in inches."
+    return max([number for number in range(1, min(_ROWS, len(table.frame)) + 1) if _table_height(table, number) <= room], default=0)
+
+
+def _split_table(table: Table, above: float = 0.0) -> Iterator[Table]:
+    "A table in parts of like length that fit on a slide, the first below what stands above it; each has the caption."
+    rest, first = table.frame, _fitting(table, _BOTTOM - _TOP - above)
+    if above and 3 <= first < len(rest):
+        yield replace(table, frame=rest.iloc[:first])
+        rest = rest.iloc[first:]
+    while True:
+        most = max(_fitting(replace(table, frame=rest), _BOTTOM - _TOP), 1)
         number = math.ceil(len(rest) / math.ceil(len(rest) / most)) if len(rest) else 0
         yield replace(table, frame=rest.iloc[:number])
         rest = rest.iloc[number:]
+        if not len(rest):
+            return
 
-# %% ../../nbs/73_slides.ipynb #1541c685
+# %% ../../nbs/73_slides.ipynb #35cf4fc4
 @dataclass
 class Band:
     "What goes across a slide."
@@ -132,14 +140,16 @@ def _bands(blocks: Sequence[Block]) -> list[Band]:
         if kind is Figure:
             bands += map(_picture_band, _rows_of(list(group)))
         elif kind is Table:
-            bands += [Band([part], _table_height(part)) for block in group for part in _split_table(block)]
+            for block in group:
+                above = bands[0].fixed + _GAP if len(bands) == 1 and isinstance(bands[0].blocks[0], Text) else 0.0
+                bands += [Band([part], _table_height(part)) for part in _split_table(block, above)]
         elif kind is Text:
             bands += [Band([part], _height(part.paragraphs, _ROOM, _text_size(part))) for block in group for part in _split_text(block)]
         elif kind is KeyFigures:
             bands += [Band([block], _numbers_height(block)) for block in group]
     return bands
 
-# %% ../../nbs/73_slides.ipynb #a8511041
+# %% ../../nbs/73_slides.ipynb #d19bfd8b
 def _text_size(text: Text) -> int:
     "The size at which a text fits on a slide."
     return _SIZES["text" if _height(text.paragraphs, _ROOM, _SIZES["text"]) <= _BOTTOM - _TOP else "small"]
@@ -236,11 +246,11 @@ def _place_table(slide: Any, block: Table, top: float) -> None:
     from pptx.util import Inches, Pt
 
     rows, widths, lines = _lines(block)
-    named, height = len(rows) > len(block.frame), sum(0.1 + _LINE * one for one in lines)
+    named, height = len(rows) > len(block.frame), sum(0.08 + _LINE * one for one in lines)
     shape = slide.shapes.add_table(len(rows), len(widths), *map(Inches, (_MARGIN, top, _ROOM, height)))
     shape.table.first_row = named
     for number, (row, one) in enumerate(zip(rows, lines)):
-        shape.table.rows[number].height = Inches(0.1 + _LINE * one)
+        shape.table.rows[number].height = Inches(0.08 + _LINE * one)
         for column, (text, width, (_, numeric)) in enumerate(zip(row, widths, block.header)):
             shape.table.columns[column].width, cell = Inches(width), shape.table.cell(number, column)
             cell.text, cell.margin_top, cell.margin_bottom = text, Inches(0.03), Inches(0.03)
@@ -270,7 +280,7 @@ def _place_numbers(slide: Any, block: KeyFigures, top: float) -> None:
             _write(slide, [text], (left + 0.15, below, width - 0.3, high), size, bold=bold, color="1C2530" if bold else "5B6875")
             below += high + 0.05
 
-# %% ../../nbs/73_slides.ipynb #155d2868
+# %% ../../nbs/73_slides.ipynb #6e85353d
 def _place(slide: Any, bands: Sequence[Band], top: float) -> float:
     "Place bands below each other, pictures as large as there is room; gives where they end."
     spare, growing = _BOTTOM - top - _needed(bands), sum(band.most - band.least for band in bands)
@@ -318,11 +328,14 @@ def write_slides(
     deck.core_properties.title, deck.core_properties.author = report.title, "Explainable MRI"
     first = _new_slide(deck, report.title, words, 1)
     _write(first, [date_in_words(report.created, report.language)], (_MARGIN, 1.1, _ROOM, 0.3), 14, color="5B6875")
-    summary = _bands(report.summary)
+    summary, begin = _bands(report.summary), next(iter(report.sections), None)
+    if not summary and begin is not None and begin.blocks and isinstance(begin.blocks[0], Text):  # then the first text, under its heading
+        summary = [Band([begin.title], 0.45), *_bands(begin.blocks[:1])]
+        report = replace(report, sections=[replace(begin, blocks=begin.blocks[1:]), *report.sections[1:]])
     if len(_packed(summary, _BOTTOM - 1.6)) > 1:  # then the numbers come first
         summary.sort(key=lambda band: not isinstance(band.blocks[0], KeyFigures))
     summary = _packed(summary, _BOTTOM - 1.6)
-    cover = [] if report.cover is None else [_picture_band([report.cover])]
+    cover = [] if report.cover is None else [replace(_picture_band([report.cover]), least=1.4)]
     fits = cover and _needed([*summary[0], *cover]) <= _BOTTOM - 1.6
     _place(first, [*summary[0], *cover] if fits else summary[0], 1.6)
     for number, (title, bands) in enumerate([*((report.title, bands) for bands in summary[1:]), *slides_of(report)], 2):

@@ -95,6 +95,7 @@ def plot_sunburst(
     levels: Sequence[str] = ("lobe", "gyrus"),  # rings below the sides
     units: Sequence[str] | None = None,  # what each colour bar says; None: the titles
     words: Mapping[str, str] | None = None,  # what is drawn instead of a name, such as {"left": "links"}
+    language: str = "en",          # "en" or "de", which has decimal commas
 ) -> Figure:                       # a wheel for each, beside each other
     "Draw values of a hierarchy as wheels, each with colours of its own that are white at 0."
     from matplotlib import colormaps
@@ -109,7 +110,9 @@ def plot_sunburst(
         limit = shown.max() if shown.max() > 0 else 1.0
         axis = figure.add_subplot(1, len(values), number, projection="polar")
         _draw(axis, places, known, limit, title, colormaps["RdBu_r"])
-        figure.colorbar(ScalarMappable(Normalize(-limit, limit), "RdBu_r"), ax=axis, shrink=0.6, pad=0.05, label=unit)
+        bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), "RdBu_r"), ax=axis, shrink=0.6, pad=0.05, label=unit)
+        if language == "de":
+            bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace(".", ",").replace("-", "−"))
     return figure
 
 # %% ../../nbs/72_sunburst.ipynb #86d9c507
