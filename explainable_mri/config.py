@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .errors import ConfigError, suggest
 from .files import replacing
 from .registry import BASELINES, COHORTS, EXPLAINERS, LOSSES, MEASURES, NETWORKS, SPLITS, Registry
-from .tasks import Classification, Task
+from .tasks import Classification, Regression, Task
 
 # %% ../nbs/06_config.ipynb #5de3d418
 class Component(BaseModel):
@@ -334,6 +334,14 @@ def _read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return _merge(_read_yaml(path.parent / base, (*above, path)), values)
 
 # %% ../nbs/06_config.ipynb #4ba06cb8
+def _siblings(parent: str, place: tuple) -> set[str]:
+    "The keys that are known in a section; the kind of task that stands in the place of a mistake has its own."
+    if parent == "task":
+        return {*(Regression if "regression" in place else Classification).model_fields}
+    found = {row.removeprefix(f"{parent}.").split(".")[0] for row, _, _ in describe_config() if row.startswith(f"{parent}." if parent else "")}
+    return found | ({"name", "params"} if parent == "model" or not found else set())
+
+
 def _message(error: ValidationError) -> str:
     "One line for each mistake that pydantic found."
     lines = []
@@ -341,10 +349,7 @@ def _message(error: ValidationError) -> str:
         key = ".".join(str(part) for part in item["loc"] if part not in ("classification", "regression"))
         if item["type"] == "extra_forbidden":
             parent, _, last = key.rpartition(".")
-            siblings = [row.removeprefix(f"{parent}.").split(".")[0] for row, _, _ in describe_config()
-                        if row.startswith(f"{parent}." if parent else "")]
-            part = {"name", "params"} if parent == "model" or not siblings else set()
-            lines.append(f"'{key}' is not a known key. {suggest(last, {*siblings} | part)}")
+            lines.append(f"'{key}' is not a known key. {suggest(last, _siblings(parent, item['loc']))}")
         else:
             said = item["msg"].removeprefix("Value error, ")
             if item["type"].startswith("union_tag"):
@@ -365,6 +370,11 @@ def make_config(
         raise ConfigError(_message(error)) from None
 
 
+_NO_COHORT = """It does not say which scans are used: there is no section 'cohort'. Write, for a table with a row a scan,
+    cohort: {name: table, params: {path: scans.csv}}
+or, for simulated brains, cohort: {name: phantom}"""
+
+
 def load_config(
     path: str | os.PathLike,        # YAML file of the experiment
     overrides: Iterable[str] = (),  # such as "training.epochs=5"
@@ -372,7 +382,11 @@ def load_config(
     "Read an experiment's configuration; raises `ConfigError` that names the file and every mistake."
     values = _read_yaml(Path(path))
     try:
-        return make_config(values, overrides)
+        values = {key: value for key, value in apply_overrides(values, overrides).items() if (key, value) != ("cohort", None)}
+        config = make_config(values)
+        if "cohort" not in values:
+            raise ConfigError(_NO_COHORT)
+        return config
     except ConfigError as error:
         raise ConfigError(f"{path}:\n{error}") from None
 

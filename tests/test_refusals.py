@@ -326,3 +326,37 @@ def test_an_edited_relevance_map_is_refused():
 def test_text_for_a_number_is_read_where_it_is_one():
     assert make_config({}, ["training.learning_rate=1e-3"]).training.learning_rate == 0.001
     assert isinstance(EXPLAINERS.build("lrp.epsilon_plus", nn.Sequential(nn.Flatten(), nn.Linear(8, 2)), epsilon="1e-6"), object)
+
+
+def test_a_file_that_names_no_cohort_is_not_about_simulated_brains(tmp_path, monkeypatch):
+    "Failed before: `check empty.yaml` printed a neat cohort of phantoms and wrote them under data/phantom."
+    monkeypatch.chdir(tmp_path)
+    Path("empty.yaml").write_text("")
+    for command in ("check", "train", "info"):
+        message = refused(command, "empty.yaml")
+        assert "no section 'cohort'" in message and "cohort: {name: table" in message and "cohort: {name: phantom}" in message
+    assert not Path("data").exists() and not Path("results").exists()
+    with pytest.raises(ConfigError, match="no section 'cohort'"):
+        xm.Experiment("empty.yaml")
+
+
+@pytest.mark.parametrize("overrides, wanted", [(["task.clases={CN: [CN]}"], "classes"), (["task.kind=regression", "task.target=age", "task.units=y"], "unit")])
+def test_a_mistyped_key_of_the_task_is_told_the_right_one(tmp_path, overrides, wanted):
+    "Failed before: Choose from: name, params."
+    (tmp_path / "own.yaml").write_text("cohort: {name: phantom}\n")
+    assert f"Did you mean '{wanted}'?" in refused("info", str(tmp_path / "own.yaml"), *overrides)
+
+
+def test_a_resampled_scan_says_so_in_its_prediction_and_its_report(place, tmp_path):
+    "Failed before: a scan of other voxels was interpolated without a trace."
+    from nilearn.image import resample_img
+
+    model, scan = xm.load_model("model.ckpt"), nib.load(xm.Experiment("t.yaml").cohort().table.path[0])
+    other = resample_img(scan, np.diag([4.0, 4.0, 4.0]), interpolation="linear")
+    person = {"age": 70, "sex": "F", "tiv": 1400, "field_strength": 3}
+    with pytest.raises(VolumeError, match="in Python: resample=True"):
+        model.predict(other, person)
+    assert not any("interpolated" in note for note in model.predict(scan, person, resample=True).notes)
+    found = model.explain(other, target="AD", covariates=person, resample=True)
+    assert any("interpolated linearly" in note and "4 × 4 × 4 mm" in note for note in found.notes)
+    assert "interpolated linearly" in found.report(tmp_path / "r.html").read_text()

@@ -428,7 +428,7 @@ def _require_grid(image: SpatialImage, name: str, grid: Grid) -> bool:
         + f".\n  File (RAS+): shape {shape}, affine\n{_rows(affine)}\n  Grid: shape {grid.shape}, "
         f"affine\n{_rows(grid.affine)}\n  " + (f"Choose it in the configuration (grid: {own})" if own else
                                                "Choose the scan's own grid in the configuration")
-        + ", or resample the scan (resample=True).")
+        + ", or resample the scan (in Python: resample=True).")
 
 # %% ../../nbs/10_volumes.ipynb #f57385c0
 _SPARE = 2**16  # bytes that may follow the voxels
@@ -482,6 +482,15 @@ def _clean(values: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
                       "use.")
 
 # %% ../../nbs/10_volumes.ipynb #cf824376
+def _resampled(image: SpatialImage, grid: Grid) -> str:
+    "A note on an image that is brought onto another grid."
+    before, after = nib.affines.voxel_sizes(image.affine), grid.voxel_size
+    sizes = [" × ".join(f"{size:.3g}" for size in one) for one in (before, after)]
+    shapes = [" × ".join(map(str, one)) for one in (image.shape[:3], grid.shape)]
+    return (f"The scan was interpolated linearly from its {shapes[0]} voxels of {sizes[0]} mm onto the grid '{grid.name}' of {shapes[1]} "
+            f"voxels of {sizes[1]} mm.")
+
+
 def load_map(
     image: Any,  # path of a NIfTI file in any orientation, or an image of nibabel, nilearn or TorchIO
     grid: Grid | str | None = None,  # the grid to have it on, or its name; None: the image's own, all of it
@@ -494,6 +503,8 @@ def load_map(
 
     image, path = _as_image(image)
     name, grid = str(path or "The image"), Grid.from_image(image) if grid is None else get_grid(grid)
+    places = ((grid.shape, grid.affine), (grid.cropped_shape, grid.cropped_affine))
+    resample = resample and not any(_lies_on(_geometry(image), *one) for one in places)
     cropped = False if resample else _require_grid(image, name, grid)
     try:
         values = _voxels(image, path).reshape(image.shape[:3])
@@ -503,6 +514,7 @@ def load_map(
     values, notes = _clean(values, name)
     image = nib.as_closest_canonical(nib.Nifti1Image(values, image.affine))
     if resample:
+        notes += (_resampled(image, grid),)
         image = resample_img(image, grid.affine, grid.shape, interpolation="linear")
     values = np.asarray(image.dataobj, np.float32)
     return Volume(np.ascontiguousarray(values if cropped else grid.crop(values)), grid, path, notes)
