@@ -95,8 +95,8 @@ FACTS["en"] |= {
     "are in the folder; "
     "explainable-mri reproduce runs it again.", "code": "Explainable MRI {version}, MIT licence.", "weights_file": "The trained weights are in the "
     "folder (fold-N/best.ckpt).",
-    "output_classes": "The probability of each class; of two classes also a likelihood calibrated on validation scans, with its interval. No "
-    "threshold is built in.",
+    "output_classes": "The probability of each class; of two classes also a likelihood calibrated on validation scans, with its interval. "
+    "Readings call a scan by Youden's threshold of the validation scans (calibration.json), tables also by 0.5.",
     "output_number": "A number{unit}.", "prediction": "explainable-mri predict, or load_model(fold).predict(scan), from the file of the fold.",
     "quality": "A scan that is not on the grid, or is not finite, is refused; one unlike those of the training is marked.",
     "not_diagnosis": "For research, not for diagnosis.", "not_atrophy": "A relevance map shows what the network used, not where tissue is lost.",
@@ -165,8 +165,8 @@ FACTS["de"] |= {
     "explainable-mri reproduce führt alles noch einmal aus.", "code": "Explainable MRI {version}, MIT-Lizenz.", "weights_file": "Die trainierten "
     "Gewichte liegen im Ordner "
     "(fold-N/best.ckpt).",
-    "output_classes": "Die Wahrscheinlichkeit jeder Klasse; bei zwei Klassen auch eine an Validierungsscans kalibrierte, mit Intervall. Eine "
-    "Schwelle ist nicht eingebaut.",
+    "output_classes": "Die Wahrscheinlichkeit jeder Klasse; bei zwei Klassen auch eine an Validierungsscans kalibrierte, mit Intervall. "
+    "Lesungen ordnen einen Scan nach Youdens Schwelle der Validierungsscans ein (calibration.json), Tabellen auch bei 0,5.",
     "output_number": "Eine Zahl{unit}.", "prediction": "explainable-mri predict oder load_model(fold).predict(scan), aus der Datei des Folds.",
     "quality": "Ein Scan, der nicht auf dem Gitter liegt oder nicht endlich ist, wird abgelehnt; einer, der denen des Trainings nicht gleicht, wird "
     "gekennzeichnet.",

@@ -71,6 +71,8 @@ _OF_SCANS = [
     (r"The covariate '(.*)' is missing in .*", r"Von der Person ist nicht bekannt: „\1“."),
     (r"The covariate '(.*)' has the value '(.*)'\. The scans that the model was fitted on have only: (.*)\.",
      r"Die Kovariate „\1“ hat den Wert „\2“; das Modell kennt nur: \3."),
+    (r"The scan was interpolated linearly from its (.*) voxels of (.*) mm onto the grid '(.*)' of (.*) voxels of (.*) mm\.",
+     r"Der Scan wurde linear interpoliert, von seinen \1 Voxeln von \2 mm auf das Gitter „\3“ von \4 Voxeln von \5 mm."),
     (r"training part of (.*), (.*)", r"Trainingsteil von \1, \2"),
     (r"The scan is unlike a brain in template space \(correlation with the template (\S+), usual are (\S+) and more\): it may be turned, cut, or no "
      r"such map\. What is said of it means nothing then\.",
