@@ -97,19 +97,26 @@ def fit_fold_norms(
     cohort: Cohort,            # its cohort
     split: Split,              # its parts
     volumes: np.ndarray,       # all scans (scans, x, y, z)
-) -> NormativeModel | None:    # volumes of regions, in ml; None where the cohort has no age, sex and tiv, or too few controls
-    "Fit norms of regional volumes on the controls of the training part, the first scan of each."
-    if not {*_NORM_COVARIATES} <= {*cohort.table}:
-        return None
+) -> NormativeModel:           # volumes of regions, in ml
+    """Fit norms of regional volumes on the controls of the training part, the first scan of each.
+
+    Raises `NormError` or `CovariateError` where the cohort has no age, sex and tiv, or too few controls."""
+    if absent := [name for name in _NORM_COVARIATES if name not in cohort.table]:
+        raise NormError(f"The cohort has no '{absent[0]}'. Norms of volumes need {', '.join(_NORM_COVARIATES)}.")
     table = cohort.table.reset_index(drop=True).iloc[split.train]
     table = table[table.group.isin(config.task.control_groups)].dropna(subset=[*_NORM_COVARIATES]).drop_duplicates("subject")
     atlas = load_atlas(config.explanation.atlas, cohort.grid)
     measured = pd.DataFrame([node_volumes(volumes[row], atlas, cohort.grid) for row in table.index], table.index)
+    return fit_norms(measured.loc[:, measured.nunique() > 1], table, _NORM_COVARIATES,
+                     source=f"training part of {config.name}, {atlas.name.upper()}")
+
+
+def _write_norms(config: ExperimentConfig, cohort: Cohort, split: Split, volumes: np.ndarray, path: Path) -> None:
+    "Write the norms of a fold, or the reason why there are none."
     try:
-        return fit_norms(measured.loc[:, measured.nunique() > 1], table, _NORM_COVARIATES,
-                         source=f"training part of {config.name}, {atlas.name.upper()}")
-    except (NormError, CovariateError):  # too few, or all of one sex
-        return None
+        save_norms(fit_fold_norms(config, cohort, split, volumes), path)
+    except (NormError, CovariateError) as error:  # too few, or all of one sex
+        write_json({"kind": "no normative model", "no_norms": str(error)}, path)
 
 # %% ../../nbs/81_train.ipynb #124bff43
 def _draw_snapshots(config: ExperimentConfig, grid: Grid, learned: SecondInput | None, scans: dict[str, tuple], trainer: Any, module: Any) -> None:
@@ -179,8 +186,7 @@ def train_fold(
     open_experiment(config)
     record_inputs(cohort, split, all_covariates(config), folder / "split.csv")
     write_json(describe_environment(), folder / "environment.json")
-    if norms := fit_fold_norms(config, cohort, split, volumes):
-        save_norms(norms, folder / "norms.json")
+    _write_norms(config, cohort, split, volumes, folder / "norms.json")
     train(config.model.component(0 if second is None else second.shape[1]), ScanDataset(maps, labels, split.train, transform, second),
           ScanDataset(maps, labels, split.validation, covariates=second), config.training, folder,
           loss=config.loss, seed=config.seed, task=config.task, pretrained=config.model.pretrained,
