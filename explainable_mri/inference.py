@@ -114,8 +114,8 @@ class Explanation:
     density_norms: DensityNorms | None = None  # what relevance per ml is to be expected of controls; None: not known
 
     def __repr__(self) -> str:
-        size, sums = " x ".join(map(str, self.relevance.shape)), f"; {self.check}" if self.check else ""
-        return f"Explanation({self.method} for {self.target}, {size} voxels; {self.prediction}{sums}{_count_notes(self.notes)})"
+        said = f"{self.prediction}; {self.check}" if self.check else str(self.prediction)
+        return f"Explanation({self.method} for {self.target}, {' x '.join(map(str, self.relevance.shape))} voxels; {said}{_count_notes(self.notes)})"
 
     @property
     def probability(self) -> float:
@@ -132,8 +132,8 @@ class Explanation:
         **options: Any,  # as for `plot_relevance`: cut_coords, threshold, vmax, title, display
     ) -> Any:            # matplotlib figure
         "Draw the map over the scan."
-        title = f"{self.method}: relevance for {self.target} ({self.prediction})"
-        return plot_relevance(self.relevance.array, self.relevance.grid, background=self.scan.array, **{"title": title, **options})
+        options = {"title": f"{self.method}: relevance for {self.target} ({self.prediction})", **options}
+        return plot_relevance(self.relevance.array, self.relevance.grid, background=self.scan.array, **options)
 
     def regions(
         self,
@@ -153,7 +153,6 @@ class Explanation:
     def report(self, path: str | os.PathLike, **options: Any) -> Path:
         "Write the report of the scan into one file that holds everything; `options` are those of `write_scan_report`: language, scale, atlas, title."
         from explainable_mri.report.scan import write_scan_report
-
         return write_scan_report(self, path, **options)
 
 # %% ../nbs/59_inference.ipynb #bc4e4b5f
@@ -253,7 +252,7 @@ def _task(classes: Sequence[str] | Mapping[str, Sequence[str]] | None, task: Cla
     except ValidationError as error:
         raise ModelError(f"These are no classes made of groups: {error.errors()[0]['msg']}.") from None
 
-
+# %% ../nbs/59_inference.ipynb #hd590002
 class Model:
     "A network with all that stands between a scan and its explanation."
 
@@ -666,7 +665,7 @@ def _own_file(folder: Path, name: str) -> Path | None:
         raise ModelError(f"{path} is not the file that was written there when the fold was finished. Restore it, or train again.")
     return path
 
-
+# %% ../nbs/59_inference.ipynb #hd590001
 def _norms_or_reason(path: Path, read: Callable[[Path], Any]) -> tuple[Any, str | None]:
     "The norms of a file, or None with the reason that the file gives for there being none."
     values = read_json(path)

@@ -251,7 +251,8 @@ def parse_density_norms(
     model = parse_norms(values, source)
     types = {"made_from": dict, "inverse": list, "scans": list, "excluded": dict}
     if wrong := [name for name, kind in types.items() if not isinstance(values[name], kind)]:
-        raise NormError(f"{source} holds no norms of relevance: '{wrong[0]}' is {type(values[wrong[0]]).__name__}, expected {types[wrong[0]].__name__}.")
+        raise NormError(f"{source} holds no norms of relevance: '{wrong[0]}' is {type(values[wrong[0]]).__name__}, "
+                        f"expected {types[wrong[0]].__name__}.")
     if absent := [f"made_from.{name}" for name in _MADE_FROM if name not in values["made_from"]]:
         raise NormError(f"{source} holds no norms of relevance: it lacks {', '.join(absent)}.")
     try:

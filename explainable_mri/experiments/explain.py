@@ -311,7 +311,7 @@ def fit_fold_densities(
     return fit_density_norms(values.loc[:, values.nunique() > 1], first, covariates, made_from, hashes, excluded,
                              source=f"test part of {config.name}, {atlas.name.upper()}")
 
-
+# %% ../../nbs/82_explain.ipynb #hd820009
 _DENSITY_COVARIATES = ("age", "sex", "tiv", "field_strength")  # the last where it is known and varies
 
 

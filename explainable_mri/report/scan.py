@@ -129,14 +129,6 @@ _ENGLISH |= {
 _ENGLISH |= {
     "reading": "The reading, by rule", "wheel": "Relevance and volumes, side by side", "cases": "The nearest cases of the training part",
     "wscore_left": "w-score, left", "wscore_right": "w-score, right", "wscores": "w-scores", "density": "relevance per voxel",
-    "density_wscore_left": "w-score of relevance, left", "density_wscore_right": "w-score of relevance, right",
-    "density_wscores": "w-scores of relevance",
-    "density_norms": "w-scores of relevance compare the relevance per ml with maps of {controls} controls whom the network was "
-    "not trained on, by {covariates} ({source}), in standard deviations: above 0 is more relevance for {target} than in "
-    "controls. Relevance is not distributed normally: how rare a value is does not follow.",
-    "no_density": "No w-scores of relevance: {why}", "why_no_maps": "the network comes without norms of its controls' maps.",
-    "wheel_density": "w-scores of relevance: how far relevance per ml is from that of controls, red where there is more for {target}.",
-    "covariate_field_strength": "field strength",
     "wheel_caption": "From the inside: the brain, its sides, lobes and gyri of the atlas {atlas}, as wide as their volume; what is right in the "
     "brain stands right. A lobe has the mean of its gyri, weighted by volume. Left: relevance per voxel, red for {target}.",
     "wheel_norms": "w-scores: how far volumes are from what is to be expected, in standard deviations, blue where there is less.",
@@ -217,14 +209,6 @@ _GERMAN |= {
 _GERMAN |= {
     "reading": "Die Lesung, nach Regeln", "wheel": "Relevanz und Volumina nebeneinander", "cases": "Die ähnlichsten Fälle des Trainings",
     "wscore_left": "w-Wert, links", "wscore_right": "w-Wert, rechts", "wscores": "w-Werte", "density": "Relevanz je Voxel",
-    "density_wscore_left": "w-Wert der Relevanz, links", "density_wscore_right": "w-Wert der Relevanz, rechts",
-    "density_wscores": "w-Werte der Relevanz",
-    "density_norms": "w-Werte der Relevanz vergleichen die Relevanz je ml mit Karten von {controls} Kontrollpersonen, mit denen das Netz "
-    "nicht trainiert wurde, nach {covariates} ({source}), in Standardabweichungen: über 0 ist mehr Relevanz für {target} "
-    "als bei Kontrollpersonen. Relevanz ist nicht normalverteilt: wie selten ein Wert ist, folgt daraus nicht.",
-    "no_density": "Keine w-Werte der Relevanz: {why}", "why_no_maps": "Das Netz bringt keine Normen der Karten seiner Kontrollpersonen mit.",
-    "wheel_density": "w-Werte der Relevanz: wie weit die Relevanz je ml von der bei Kontrollpersonen abweicht, rot wo mehr für {target} spricht.",
-    "covariate_field_strength": "Feldstärke",
     "wheel_caption": "Von innen: das Gehirn, seine Seiten, Lappen und Windungen des Atlas {atlas}, so breit wie ihr Volumen; was im Gehirn "
     "rechts liegt, steht rechts. Ein Lappen hat das nach Volumen gewichtete Mittel seiner Windungen. Links: Relevanz je Voxel, rot für {target}.",
     "wheel_norms": "w-Werte: wie weit Volumina von dem entfernt sind, was zu erwarten ist, in Standardabweichungen, blau wo es weniger ist.",
@@ -372,6 +356,28 @@ def scan_wscores(
     by = ", ".join(words.get(f"covariate_{name}", name) for name in norms.covariates)
     told = words["norms"].format(controls=norms.controls, covariates=by, source=norms.source)
     return scores, f"{told} {words['norms_few']}" if norms.controls < _FEW_CONTROLS else told
+
+# %% ../../nbs/78_scan.ipynb #hd780008
+_ENGLISH |= {
+    "density_wscore_left": "w-score of relevance, left", "density_wscore_right": "w-score of relevance, right",
+    "density_wscores": "w-scores of relevance",
+    "density_norms": "w-scores of relevance compare the relevance per ml with maps of {controls} controls whom the network was "
+    "not trained on, by {covariates} ({source}), in standard deviations: above 0 is more relevance for {target} than in "
+    "controls. Relevance is not distributed normally: how rare a value is does not follow.",
+    "no_density": "No w-scores of relevance: {why}", "why_no_maps": "the network comes without norms of its controls' maps.",
+    "wheel_density": "w-scores of relevance: how far relevance per ml is from that of controls, red where there is more for {target}.",
+    "covariate_field_strength": "field strength",
+}
+_GERMAN |= {
+    "density_wscore_left": "w-Wert der Relevanz, links", "density_wscore_right": "w-Wert der Relevanz, rechts",
+    "density_wscores": "w-Werte der Relevanz",
+    "density_norms": "w-Werte der Relevanz vergleichen die Relevanz je ml mit Karten von {controls} Kontrollpersonen, mit denen das Netz "
+    "nicht trainiert wurde, nach {covariates} ({source}), in Standardabweichungen: über 0 ist mehr Relevanz für {target} "
+    "als bei Kontrollpersonen. Relevanz ist nicht normalverteilt: wie selten ein Wert ist, folgt daraus nicht.",
+    "no_density": "Keine w-Werte der Relevanz: {why}", "why_no_maps": "Das Netz bringt keine Normen der Karten seiner Kontrollpersonen mit.",
+    "wheel_density": "w-Werte der Relevanz: wie weit die Relevanz je ml von der bei Kontrollpersonen abweicht, rot wo mehr für {target} spricht.",
+    "covariate_field_strength": "Feldstärke",
+}
 
 # %% ../../nbs/78_scan.ipynb #hd780002
 @_once
