@@ -14,7 +14,7 @@ import hashlib
 import inspect
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from .analysis.regions import region_table
-from .analysis.wscores import NormativeModel, parse_norms, read_norms
+from .analysis.wscores import DensityNorms, NormativeModel, parse_density_norms, parse_norms, read_norms
 from .config import CacheConfig, Component
 from .data.atlases import LEAST_LIKENESS, likeness, load_atlas
 from .data.axes import Axes, get_axes
@@ -111,10 +111,11 @@ class Explanation:
     person: dict[str, Any] = field(default_factory=dict)  # the covariates of the scan, as they were given
     network: dict[str, Any] = field(default_factory=dict)  # its kind, file, hash and training, and what calibrated it
     norms: NormativeModel | None = None  # what volumes of regions are to be expected; None: not known
+    density_norms: DensityNorms | None = None  # what relevance per ml is to be expected of controls; None: not known
 
     def __repr__(self) -> str:
-        size, sums = " x ".join(map(str, self.relevance.shape)), f"; {self.check}" if self.check else ""
-        return f"Explanation({self.method} for {self.target}, {size} voxels; {self.prediction}{sums}{_count_notes(self.notes)})"
+        said = f"{self.prediction}; {self.check}" if self.check else str(self.prediction)
+        return f"Explanation({self.method} for {self.target}, {' x '.join(map(str, self.relevance.shape))} voxels; {said}{_count_notes(self.notes)})"
 
     @property
     def probability(self) -> float:
@@ -131,8 +132,8 @@ class Explanation:
         **options: Any,  # as for `plot_relevance`: cut_coords, threshold, vmax, title, display
     ) -> Any:            # matplotlib figure
         "Draw the map over the scan."
-        title = f"{self.method}: relevance for {self.target} ({self.prediction})"
-        return plot_relevance(self.relevance.array, self.relevance.grid, background=self.scan.array, **{"title": title, **options})
+        options = {"title": f"{self.method}: relevance for {self.target} ({self.prediction})", **options}
+        return plot_relevance(self.relevance.array, self.relevance.grid, background=self.scan.array, **options)
 
     def regions(
         self,
@@ -152,7 +153,6 @@ class Explanation:
     def report(self, path: str | os.PathLike, **options: Any) -> Path:
         "Write the report of the scan into one file that holds everything; `options` are those of `write_scan_report`: language, scale, atlas, title."
         from explainable_mri.report.scan import write_scan_report
-
         return write_scan_report(self, path, **options)
 
 # %% ../nbs/59_inference.ipynb #bc4e4b5f
@@ -260,6 +260,7 @@ def _task(classes: Sequence[str] | Mapping[str, Sequence[str]] | None, task: Cla
         raise ModelError(f"These are no classes made of groups: {error.errors()[0]['msg']}.") from None
 
 
+# %% ../nbs/59_inference.ipynb #hd590002
 class Model:
     "A network with all that stands between a scan and its explanation."
 
@@ -276,12 +277,13 @@ class Model:
         covariates: SecondInput | None = None,  # how covariates become a second input of the network; None: the scan is its only one
         calibration: Calibration | None = None,  # how a probability becomes a likelihood, for two classes; None: it does not
         norms: NormativeModel | None = None,  # what volumes of regions are to be expected of controls; None: not known
+        density_norms: DensityNorms | None = None,  # what relevance per ml is to be expected of controls; None: not known
     ):
         if not isinstance(network, nn.Module):
             raise ModelError(f"A model needs a PyTorch network (torch.nn.Module), not {type(network).__name__}. "
                              "A file is read by load_model.")
         self.grid, self.task, self.residuals, self.axes = get_grid(grid), _task(classes, task), residuals, get_axes(axes)
-        self.covariates, self.calibration, self.norms = covariates, calibration, norms
+        self.covariates, self.calibration, self.norms, self.density_norms = covariates, calibration, norms, density_norms
         self.network = network if self.axes.is_identity else OnGrid(network, self.axes)
         if covariates is not None:
             self.network = OneInput(network, len(covariates.columns), None if self.axes.is_identity else self.axes.to_network)
@@ -514,7 +516,7 @@ def _check_covariates(model: Model, given: Mapping[str, Any]) -> list[str]:
     for name in surplus:
         if name not in LIMITS and (near := difflib.get_close_matches(str(name), needed, n=1, cutoff=0.75)):
             raise ModelError(f"The model knows no covariate '{name}'. Did you mean '{near[0]}'? It uses {', '.join(needed)}.")
-    wanted = model.norms.covariates if model.norms else {}  # to tell what volumes are to be expected
+    wanted = [name for norms in (model.norms, model.density_norms) if norms for name in norms.covariates]  # to tell what is to be expected
     return [f"The covariate '{name}' is not used: the model has no use for it." for name in surplus if name not in wanted]
 
 # %% ../nbs/59_inference.ipynb #16a20f10
@@ -591,7 +593,7 @@ def predict_scan(
 
 def _describe_network(model: Model) -> dict[str, Any]:
     "Which network it is, and on how many scans it was calibrated."
-    names = ("experiment", "fold", "file", "sha256", "epoch", "threshold")
+    names = ("experiment", "fold", "file", "sha256", "epoch", "threshold", "no_norms", "no_density_norms")
     known = {name: model.provenance[name] for name in names if model.provenance.get(name) is not None}
     calibration = model.calibration and {"method": model.calibration.method, "scans": model.calibration.scans, "persons": model.calibration.persons}
     return {"kind": type(model.plain_network).__name__, **known, **({"calibration": calibration} if calibration else {})}
@@ -620,7 +622,7 @@ def explain_scan(
     explainer = _explainer(model, method, _with_scans(model, method, params, one.volume.array[None]))
     found = next(_explain_with(model, explainer, one.maps, chosen, 1, one.covariates))
     return Explanation(Volume(found.relevance, model.grid), one.volume, prediction, chosen, method, params, found.check, found.layer,
-                       found.covariates, dict(covariates or {}), network, model.norms)
+                       found.covariates, dict(covariates or {}), network, model.norms, model.density_norms)
 
 
 Model.predict, Model.explain = predict_scan, explain_scan
@@ -709,13 +711,24 @@ def _own_file(folder: Path, name: str) -> Path | None:
     return path
 
 
+# %% ../nbs/59_inference.ipynb #hd590001
+def _norms_or_reason(path: Path, read: Callable[[Path], Any]) -> tuple[Any, str | None]:
+    "The norms of a file, or None with the reason that the file gives for there being none."
+    values = read_json(path)
+    reason = values.get("no_norms") if isinstance(values, dict) else None
+    return (None, str(reason)) if reason else (read(path), None)
+
+
 def _complete(model: Model, folder: Path) -> Model:
     "Give the model of a trained fold its calibration and its norms."
     if path := _own_file(folder, "calibration.json"):
         values = read_json(path)
         model.calibration, model.provenance["threshold"] = read_calibration(values), values["threshold"]
     if path := _own_file(folder, "norms.json"):
-        model.norms = read_norms(path)
+        model.norms, model.provenance["no_norms"] = _norms_or_reason(path, read_norms)
+    if path := _own_file(folder / "explanations", "relevance_norms.json"):
+        model.density_norms, model.provenance["no_density_norms"] = _norms_or_reason(
+            path, lambda one: parse_density_norms(read_json(one), one))
     if path := _own_file(folder, "split.csv"):
         scans = pd.read_csv(path, dtype=str)
         model.seen = dict(scans.loc[scans.part.isin(["train", "validation"]), ["sha256", "part"]].itertuples(index=False))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NormError', 'NormativeModel', 'fit_norms', 'save_norms', 'parse_norms', 'read_norms', 'read_surface_stats',
-           'node_volumes']
+           'node_volumes', 'node_densities', 'DensityNorms', 'fit_density_norms', 'parse_density_norms']
 
 # %% ../../nbs/77_wscores.ipynb #38c12d5c
 import json
@@ -164,3 +164,101 @@ def node_volumes(
     sums = np.bincount(atlas.labels.ravel(), scan.ravel().astype(np.float64), minlength=max(atlas.names) + 1) * grid.voxel_volume
     volumes = pd.DataFrame([{name: sums[number] for number, name in atlas.names.items()}])
     return sum_up(volumes, region_hierarchy(atlas, grid)).iloc[0]
+
+# %% ../../nbs/77_wscores.ipynb #hdden002
+def node_densities(
+    relevance: np.ndarray,  # relevance map (x, y, z) on the grid
+    atlas: Atlas,           # regions on the same grid
+    grid: Grid,             # the grid
+) -> pd.Series:             # relevance per ml, by node: the brain, its lobes, gyri and their sides; without nodes that have no voxel
+    "Divide the relevance of each node of an atlas's hierarchy by its volume."
+    volumes = node_volumes(np.ones(relevance.shape), atlas, grid)
+    return (node_volumes(relevance, atlas, grid) / grid.voxel_volume / volumes)[volumes > 0]
+
+# %% ../../nbs/77_wscores.ipynb #hdden005
+_MADE_FROM = ("method", "params", "target", "network")
+
+
+@dataclass(frozen=True)
+class DensityNorms(NormativeModel):
+    "Norms of relevance per ml, of one network, one method and one target."
+
+    made_from: dict[str, Any]       # method, params, target, network (SHA-256 of its checkpoint), and whatever else is known
+    inverse: list[list[float]]      # inverse of the cross products of the covariates' columns (columns, columns)
+    scans: list[str]                # SHA-256 of the scan of each control
+    excluded: dict[str, str]        # SHA-256 of scans that cannot be scored, each with the reason
+
+    def require(
+        self,
+        **made_from: Any,  # method, params, target, network of a map
+    ) -> None:
+        "Raise `NormError` for a map that was made in another way."
+        for name in _MADE_FROM:
+            if made_from.get(name) != self.made_from[name]:
+                raise NormError(f"the norms of relevance are those of {name} {self.made_from[name]}, but the map's is {made_from.get(name)}.")
+
+    def score(
+        self,
+        values: pd.Series,           # relevance per ml of one map, by node
+        person: Mapping[str, Any],   # covariates of the scan
+        scan: str = "",              # SHA-256 of its file: a control is left out; "": not known
+    ) -> pd.Series:                  # w-scores, above 0 where there is more relevance for the target than in controls
+        "Deviations of one map; raises `NormError` for a scan that cannot be scored, `CovariateError` for covariates."
+        if scan in self.excluded:
+            raise NormError(self.excluded[scan])
+        table = pd.DataFrame([dict(person)])
+        scores = self.wscores(values.to_frame().T, table).iloc[0]
+        return self._leave_out(scores, Design(self.covariates).matrix(table)[0]) if scan in self.scans else scores
+
+    def _leave_out(self, scores: pd.Series, row: np.ndarray) -> pd.Series:
+        "The scores of a control by the norms of all others."
+        rest, free = 1 - row @ np.array(self.inverse) @ row, self.controls - len(self.columns)
+        if rest < 1e-9:
+            raise NormError("no other control has such covariates.")
+        studentized = scores / np.sqrt(rest)
+        return studentized * np.sqrt((free - 1) / (free - studentized**2)) / np.sqrt(rest)
+
+# %% ../../nbs/77_wscores.ipynb #hdden006
+def fit_density_norms(
+    values: pd.DataFrame,        # relevance per ml by node, a row a control whom the network was not trained on
+    table: pd.DataFrame,         # their covariates
+    covariates: Sequence[str],   # columns of `table`
+    made_from: Mapping[str, Any],  # method, params, target, network of the maps
+    scans: Sequence[str],        # SHA-256 of the scan of each
+    excluded: Mapping[str, str] | None = None,  # SHA-256 of scans that cannot be scored, and why
+    unit: str = "relevance per ml",  # unit of the measurements
+    source: str = "",            # where they come from, in words
+) -> DensityNorms:               # the fitted norms
+    "Fit norms of relevance density; raises `NormError` or `CovariateError` as `fit_norms` does, or where `made_from` lacks something."
+    if absent := [name for name in _MADE_FROM if name not in made_from]:
+        raise NormError(f"Norms of relevance must say what their maps were made from: {', '.join(absent)} is not given.")
+    if len(scans) != len(table):
+        raise NormError(f"There are {len(scans)} hashes of scans, but covariates of {len(table)} scans.")
+    model = fit_norms(values, table, covariates, unit, source)
+    matrix = Design(model.covariates).matrix(table)
+    return DensityNorms(**asdict(model), made_from=dict(made_from), inverse=np.linalg.inv(matrix.T @ matrix).tolist(), scans=list(scans),
+                        excluded=dict(excluded or {}))
+
+# %% ../../nbs/77_wscores.ipynb #hdden010
+def parse_density_norms(
+    values: Mapping[str, Any],   # what `asdict` makes of norms of relevance density, or a file holds
+    source: str | os.PathLike,   # where they come from, for messages
+) -> DensityNorms:               # the norms
+    "Make norms of relevance density of plain data; raises `NormError` for what are none."
+    further = ("made_from", "inverse", "scans", "excluded")
+    if absent := [key for key in (*_KEYS, *further) if key not in values]:
+        raise NormError(f"{source} holds no norms of relevance: it lacks {', '.join(absent)}.")
+    model = parse_norms(values, source)
+    types = {"made_from": dict, "inverse": list, "scans": list, "excluded": dict}
+    if wrong := [name for name, kind in types.items() if not isinstance(values[name], kind)]:
+        raise NormError(f"{source} holds no norms of relevance: '{wrong[0]}' is {type(values[wrong[0]]).__name__}, "
+                        f"expected {types[wrong[0]].__name__}.")
+    if absent := [f"made_from.{name}" for name in _MADE_FROM if name not in values["made_from"]]:
+        raise NormError(f"{source} holds no norms of relevance: it lacks {', '.join(absent)}.")
+    try:
+        inverse = np.array(values["inverse"], float)
+    except (TypeError, ValueError):
+        inverse = np.empty(0)
+    if inverse.shape != (len(model.columns),) * 2 or not np.isfinite(inverse).all():
+        raise NormError(f"{source} does not hold together: 'inverse' needs a number for each pair of {', '.join(model.columns)}.")
+    return DensityNorms(**asdict(model), **{name: values[name] for name in further})

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'explain_table', 'write_relevance', 'share_relevance', 'explain_fold', 'read_explanations', 'mean_relevance',
-           'read_group', 'enrichments', 'region_volumes', 'Explained', 'target_words', 'relevance_unit', 'plot_planes',
-           'mean_figures', 'explanation_figures', 'control_scale']
+           'read_group', 'enrichments', 'region_volumes', 'fit_fold_densities', 'Explained', 'target_words',
+           'relevance_unit', 'plot_planes', 'mean_figures', 'explanation_figures', 'control_scale']
 
 # %% ../../nbs/82_explain.ipynb #602070ef
 import warnings
@@ -25,9 +25,11 @@ from .. import __version__
 from ..analysis.measures import build_measures
 from ..analysis.regions import region_table, region_tables
 from ..analysis.statistics import Enrichment, mean_maps
+from ..analysis.wscores import DensityNorms, NormError, fit_density_norms, node_densities, save_norms
 from ..config import CacheConfig, Component, ExperimentConfig
 from ..data.atlases import load_atlas
 from ..data.cohorts import Cohort
+from ..data.residuals import CovariateError
 from ..data.volumes import Grid, Volume, get_grid, load_map, save_volume
 from ..environment import progress_bar
 from ..errors import ConfigError
@@ -213,11 +215,13 @@ def explain_fold(
         check_seal(folder)
         return folder
     open_experiment(config)
-    (folder / "files.json").unlink(missing_ok=True)
+    for name in ("files.json", "relevance_norms.json"):
+        (folder / name).unlink(missing_ok=True)
     scans = _test_scans(trained, cohort)
     if config.training.devices > 1:
         share_relevance(config, fold, scans, config.training.devices)
     _write_tables(config, fold, scans)
+    _write_densities(config, trained)
     current = {_map_path(folder, scan).name.removesuffix(".nii.gz") for _, scan in scans.iterrows()}
     for path in folder.glob("relevance/*"):  # those of scans that an earlier split had are no results of this one
         if path.name.removesuffix(".json").removesuffix(".nii.gz") not in current:
@@ -225,7 +229,7 @@ def explain_fold(
     save_figures(explanation_figures(Explained(config, [trained])), folder / "figures")
     maps = sorted(str(path.relative_to(folder)) for path in folder.rglob("*relevance*") if path.name.endswith((".nii.gz", ".json")))
     write_json(settings, folder / "settings.json")
-    seal(folder, ["scans.csv", "regions.csv", "settings.json", *maps])
+    seal(folder, ["scans.csv", "regions.csv", "settings.json", "relevance_norms.json", *maps])
     return folder
 
 # %% ../../nbs/82_explain.ipynb #5623dabc
@@ -276,6 +280,47 @@ def region_volumes(
     "The regions of which both the relevance and, in the cohort's table, the volume is known."
     measured = [name.removesuffix("_relevance") for name in scans if name.endswith("_relevance")]
     return [region for region in measured if f"{region}_volume" in scans]
+
+# %% ../../nbs/82_explain.ipynb #hd820002
+def fit_fold_densities(
+    config: ExperimentConfig,  # the experiment
+    folder: Path,              # folder of an explained fold
+) -> DensityNorms:             # relevance per ml of regions
+    """Fit norms of relevance per ml on the controls of a fold's test part, the first scan of each.
+
+    Raises `NormError` or `CovariateError` where maps explain different classes, covariates are not known, or controls are too few."""
+    number = 0 if config.task.kind == "regression" else output_index(config.task, config.explanation.target)
+    if number is None:
+        raise NormError("Each map explains the class that is predicted for its scan, so maps cannot be compared. Set explanation.target.")
+    scans, parts = read_explanations([folder]), read_scans(folder / "split.csv").set_index(["subject", "session"])
+    if absent := [name for name in _DENSITY_COVARIATES[:3] if name not in scans]:
+        raise NormError(f"The cohort has no '{absent[0]}'. Norms of relevance need {', '.join(_DENSITY_COVARIATES[:3])}.")
+    controls = scans[scans.group.isin(config.task.control_groups)]
+    covariates = [name for name in _DENSITY_COVARIATES if name in scans and (name != "field_strength" or controls[name].nunique() > 1)]
+    first = controls.dropna(subset=covariates).drop_duplicates("subject")
+    hashes = parts.sha256.loc[list(zip(first.subject, first.session))].tolist()
+    excluded = {one: "the network was trained on this scan, or chosen by it." for one in parts.sha256[parts.part != "test"]}
+    excluded |= {one: "another scan of this person is among the controls." for one in
+                 parts.sha256[parts.index.get_level_values("subject").isin(first.subject)] if one not in hashes}
+    grid, settings = get_grid(config.grid), config.explanation
+    atlas = load_atlas(settings.atlas, grid)
+    values = pd.DataFrame([node_densities(load_map(path, grid).array, atlas, grid) for path in first.relevance_map], first.index)
+    made_from = {"method": settings.explainer.name, "params": settings.explainer.params, "target": config.task.outputs[number],
+                 "network": hash_file(folder / "best.ckpt"), "experiment": config.name, "fold": int(folder.name.split("-")[-1])}
+    return fit_density_norms(values.loc[:, values.nunique() > 1], first, covariates, made_from, hashes, excluded,
+                             source=f"test part of {config.name}, {atlas.name.upper()}")
+
+# %% ../../nbs/82_explain.ipynb #hd820009
+_DENSITY_COVARIATES = ("age", "sex", "tiv", "field_strength")  # the last where it is known and varies
+
+
+def _write_densities(config: ExperimentConfig, folder: Path) -> None:
+    "Write the norms of relevance of a fold, or the reason why there are none."
+    path = folder / "explanations" / "relevance_norms.json"
+    try:
+        save_norms(fit_fold_densities(config, folder), path)
+    except (NormError, CovariateError) as error:
+        write_json({"kind": "no normative model", "no_norms": str(error)}, path)
 
 # %% ../../nbs/82_explain.ipynb #7a61e188
 @dataclass(frozen=True, eq=False)

@@ -97,21 +97,28 @@ def fit_fold_norms(
     cohort: Cohort,            # its cohort
     split: Split,              # its parts
     volumes: np.ndarray,       # all scans (scans, x, y, z)
-) -> NormativeModel | None:    # volumes of regions, in ml; None where the cohort has no age, sex and tiv, or too few controls
-    "Fit norms of regional volumes on the controls of the training part, the first scan of each."
-    if not {*_NORM_COVARIATES} <= {*cohort.table}:
-        return None
+) -> NormativeModel:           # volumes of regions, in ml
+    """Fit norms of regional volumes on the controls of the training part, the first scan of each.
+
+    Raises `NormError` or `CovariateError` where the cohort has no age, sex and tiv, or too few controls."""
+    if absent := [name for name in _NORM_COVARIATES if name not in cohort.table]:
+        raise NormError(f"The cohort has no '{absent[0]}'. Norms of volumes need {', '.join(_NORM_COVARIATES)}.")
     table = cohort.table.reset_index(drop=True).iloc[split.train]
     table = table[table.group.isin(config.task.control_groups)].dropna(subset=[*_NORM_COVARIATES]).drop_duplicates("subject")
     atlas = load_atlas(config.explanation.atlas, cohort.grid)
     measured = pd.DataFrame([node_volumes(volumes[row], atlas, cohort.grid) for row in table.index], table.index)
     if (measured < 0).any(axis=None):
-        raise ValueError("Norms are fitted on scans, whose regions have volumes above 0, not on residual maps.")
+        raise NormError("Regions of the scans have volumes below 0, so these are no maps of tissue, but residual or standardised ones.")
+    return fit_norms(measured.loc[:, measured.nunique() > 1], table, _NORM_COVARIATES,
+                     source=f"training part of {config.name}, {atlas.name.upper()}")
+
+
+def _norms_or_reason(config: ExperimentConfig, cohort: Cohort, split: Split, volumes: np.ndarray) -> NormativeModel | str:
+    "The norms of a fold, or the reason why there are none."
     try:
-        return fit_norms(measured.loc[:, measured.nunique() > 1], table, _NORM_COVARIATES,
-                         source=f"training part of {config.name}, {atlas.name.upper()}")
-    except (NormError, CovariateError):  # too few, or all of one sex
-        return None
+        return fit_fold_norms(config, cohort, split, volumes)
+    except (NormError, CovariateError) as error:  # too few, or all of one sex
+        return str(error)
 
 # %% ../../nbs/81_train.ipynb #124bff43
 def _draw_snapshots(config: ExperimentConfig, grid: Grid, learned: SecondInput | None, scans: dict[str, tuple], trainer: Any, module: Any) -> None:
@@ -175,14 +182,16 @@ def train_fold(
     _require_one_scale(cohort, volumes)
     residuals = fit_residuals(config, cohort, split, volumes)
     unlike = check_sizes(residuals, (volumes[row] for row in split.test))
-    norms = fit_fold_norms(config, cohort, split, volumes)  # before the scans give way to their residual maps
+    norms = _norms_or_reason(config, cohort, split, volumes)  # before the scans give way to their residual maps
     maps = residual_maps(volumes, cohort.table, cohort.grid, residuals, config.cache)
     learned = learn_covariates(config, cohort, split)
     second = None if learned is None else learned.matrix(cohort.table)
     open_experiment(config)
     record_inputs(cohort, split, all_covariates(config), folder / "split.csv")
     write_json(describe_environment(), folder / "environment.json")
-    if norms is not None:
+    if isinstance(norms, str):
+        write_json({"kind": "no normative model", "no_norms": norms}, folder / "norms.json")
+    else:
         save_norms(norms, folder / "norms.json")
     train(config.model.component(0 if second is None else second.shape[1]), ScanDataset(maps, labels, split.train, transform, second),
           ScanDataset(maps, labels, split.validation, covariates=second), config.training, folder,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANGUAGES', 'PLANES', 'likelihood_words', 'Scale', 'scale_of', 'smooth', 'map_unit', 'slice_figures', 'scan_wscores',
-           'scan_regions', 'Check', 'scan_checks', 'scan_reading', 'scan_wheels', 'millimetres', 'viewer_version',
-           'turnable_brain', 'scan_report', 'write_scan_report']
+           'scan_densities', 'scan_regions', 'Check', 'scan_checks', 'scan_reading', 'scan_wheels', 'millimetres',
+           'viewer_version', 'turnable_brain', 'scan_report', 'write_scan_report']
 
 # %% ../../nbs/78_scan.ipynb #8d93e87a
 import base64
@@ -13,12 +13,13 @@ import gzip
 import html
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, wraps
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import nibabel as nib
 import numpy as np
@@ -29,7 +30,7 @@ from .. import __version__
 from ..analysis.hierarchy import node_names, region_hierarchy, tree_table
 from ..analysis.measures import EDGE, brain_edge
 from ..analysis.regions import region_table, side, without_side
-from ..analysis.wscores import node_volumes
+from ..analysis.wscores import NormError, node_densities, node_volumes
 from ..data.atlases import LEAST_LIKENESS, Atlas, likeness, load_atlas
 from ..data.residuals import CovariateError
 from ..data.volumes import Grid, Volume
@@ -132,7 +133,7 @@ _ENGLISH |= {
     "wscore_left": "w-score, left", "wscore_right": "w-score, right", "wscores": "w-scores", "density": "relevance per voxel",
     "wheel_caption": "From the inside: the brain, its sides, lobes and gyri of the atlas {atlas}, as wide as their volume; what is right in the "
     "brain stands right. A lobe has the mean of its gyri, weighted by volume. Left: relevance per voxel, red for {target}.",
-    "wheel_norms": "Right: how far volumes are from what is to be expected, in standard deviations, blue where there is less.",
+    "wheel_norms": "w-scores: how far volumes are from what is to be expected, in standard deviations, blue where there is less.",
     "norms": "w-scores compare the scan with {controls} controls, by {covariates} ({source}): −2 is less than 98 in a hundred controls have.",
     "norms_few": "With so few controls, w-scores are themselves uncertain and their magnitudes tend to be too large.",
     "covariate_age": "age", "covariate_sex": "sex", "covariate_tiv": "head size", "covariate_field_strength": "field strength",
@@ -215,7 +216,7 @@ _GERMAN |= {
     "wscore_left": "w-Wert, links", "wscore_right": "w-Wert, rechts", "wscores": "w-Werte", "density": "Relevanz je Voxel",
     "wheel_caption": "Von innen: das Gehirn, seine Seiten, Lappen und Windungen des Atlas {atlas}, so breit wie ihr Volumen; was im Gehirn "
     "rechts liegt, steht rechts. Ein Lappen hat das nach Volumen gewichtete Mittel seiner Windungen. Links: Relevanz je Voxel, rot für {target}.",
-    "wheel_norms": "Rechts: wie weit Volumina von dem entfernt sind, was zu erwarten ist, in Standardabweichungen, blau wo es weniger ist.",
+    "wheel_norms": "w-Werte: wie weit Volumina von dem entfernt sind, was zu erwarten ist, in Standardabweichungen, blau wo es weniger ist.",
     "norms": "w-Werte vergleichen den Scan mit {controls} Kontrollpersonen, nach {covariates} ({source}): −2 ist weniger, als 98 von hundert "
     "Kontrollpersonen haben.",
     "norms_few": "Bei so wenigen Kontrollpersonen sind w-Werte selbst unsicher, und ihre Beträge fallen eher zu groß aus.",
@@ -328,6 +329,21 @@ _FEW_CONTROLS = 50  # below which norms are uncertain; see the chapter on w-scor
 _ODD = 4  # standard deviations by which half of the brain's regions deviate in nobody: the scan or the norms are of another kind
 
 
+def _once(measure: Callable) -> Callable:
+    "A measure of an explanation and an atlas that is taken once, however often the report asks for it."
+    known = WeakKeyDictionary()
+
+    @wraps(measure)
+    def asked(explanation: Explanation, atlas: Atlas, language: str = "en") -> Any:
+        found = known.setdefault(explanation, {})
+        if (key := (id(atlas), language)) not in found:  # the atlas is kept, so that its id stays its own
+            found[key] = (atlas, measure(explanation, atlas, language))
+        return found[key][1]
+
+    return asked
+
+
+@_once
 def scan_wscores(
     explanation: Explanation,  # the explanation, of a map of grey-matter volume
     atlas: Atlas,              # regions on its grid
@@ -336,7 +352,7 @@ def scan_wscores(
     "Hold the volumes of a scan against the norms of the network's controls."
     words, norms = _words(language), explanation.norms
     if norms is None:
-        return None, words["no_norms"].format(why=words["why_none"])
+        return None, words["no_norms"].format(why=explanation.network.get("no_norms") or words["why_none"])
     volumes = node_volumes(explanation.scan.array, atlas, explanation.scan.grid)
     known = [node for node in volumes.index if node in norms.coefficients]
     if len(known) < len(volumes) / 2:
@@ -354,12 +370,58 @@ def scan_wscores(
     told = words["norms"].format(controls=norms.controls, covariates=by, source=remark_words(norms.source, language, "„{}“"))
     return scores, f"{told} {words['norms_few']}" if norms.controls < _FEW_CONTROLS else told
 
+# %% ../../nbs/78_scan.ipynb #hd780008
+_ENGLISH |= {
+    "density_wscore_left": "w-score of relevance, left", "density_wscore_right": "w-score of relevance, right",
+    "density_wscores": "w-scores of relevance",
+    "density_norms": "w-scores of relevance compare the relevance per ml with maps of {controls} controls whom the network was "
+    "not trained on, by {covariates} ({source}), in standard deviations: above 0 is more relevance for {target} than in "
+    "controls. Relevance is not distributed normally: how rare a value is does not follow.",
+    "no_density": "No w-scores of relevance: {why}", "why_no_maps": "the network comes without norms of its controls' maps.",
+    "wheel_density": "w-scores of relevance: how far relevance per ml is from that of controls, red where there is more for {target}.",
+    "covariate_field_strength": "field strength",
+}
+_GERMAN |= {
+    "density_wscore_left": "w-Wert der Relevanz, links", "density_wscore_right": "w-Wert der Relevanz, rechts",
+    "density_wscores": "w-Werte der Relevanz",
+    "density_norms": "w-Werte der Relevanz vergleichen die Relevanz je ml mit Karten von {controls} Kontrollpersonen, mit denen das Netz "
+    "nicht trainiert wurde, nach {covariates} ({source}), in Standardabweichungen: über 0 ist mehr Relevanz für {target} "
+    "als bei Kontrollpersonen. Relevanz ist nicht normalverteilt: wie selten ein Wert ist, folgt daraus nicht.",
+    "no_density": "Keine w-Werte der Relevanz: {why}", "why_no_maps": "Das Netz bringt keine Normen der Karten seiner Kontrollpersonen mit.",
+    "wheel_density": "w-Werte der Relevanz: wie weit die Relevanz je ml von der bei Kontrollpersonen abweicht, rot wo mehr für {target} spricht.",
+    "covariate_field_strength": "Feldstärke",
+}
+
+# %% ../../nbs/78_scan.ipynb #hd780002
+@_once
+def scan_densities(
+    explanation: Explanation,  # the explanation
+    atlas: Atlas,              # regions on its grid
+    language: str = "en",      # "en" or "de"
+) -> tuple[pd.Series | None, str]:  # w-score of each node's relevance per ml, or None; and with what it is compared, or why not
+    "Hold the relevance per ml of a map against the maps of controls whom the network was not trained on; above 0 is more for the target."
+    words, norms, source = _words(language), explanation.density_norms, explanation.scan.source
+    if norms is None:
+        return None, words["no_density"].format(why=explanation.network.get("no_density_norms") or words["why_no_maps"])
+    values = node_densities(explanation.relevance.array, atlas, explanation.relevance.grid)
+    known = [node for node in values.index if node in norms.coefficients]
+    if len(known) < len(values) / 2:
+        return None, words["no_density"].format(why=words["why_atlas"])
+    try:
+        norms.require(method=explanation.method, params=explanation.params, target=explanation.target, network=explanation.network.get("sha256"))
+        scores = norms.score(values[known], explanation.person, hash_file(source) if source and Path(source).is_file() else "")
+    except (CovariateError, NormError) as error:
+        return None, words["no_density"].format(why=str(error))
+    by = ", ".join(words.get(f"covariate_{name}", name) for name in norms.covariates)
+    told = words["density_norms"].format(controls=norms.controls, covariates=by, source=norms.source, target=explanation.target)
+    return scores, f"{told} {words['norms_few']}" if norms.controls < _FEW_CONTROLS else told
+
 # %% ../../nbs/78_scan.ipynb #84dc83bf
 def scan_regions(
     explanation: Explanation,  # the explanation
     atlas: Atlas,              # regions on its grid
     top: int = 12,             # regions to keep
-) -> pd.DataFrame:  # region, relevance_left, relevance_right, both, for, volume_left, volume_right (ml), wscore_left, wscore_right
+) -> pd.DataFrame:  # region, relevance_left, relevance_right, both, for, volume_left, volume_right (ml), wscore_left, ..., density_wscore_left, ...
     "The strongest regions of a scan, left beside right; midline regions have no sides."
     grid = explanation.relevance.grid
     table = region_table(explanation.relevance.array, atlas, grid, sort=None)
@@ -368,8 +430,10 @@ def scan_regions(
     table = table.assign(volume=volumes.reindex(leaves).to_numpy(), side=table.region.map(side), name=table.region.map(without_side))
     if wscores is not None:
         table["wscore"] = wscores.reindex(leaves).to_numpy()
+    if (densities := scan_densities(explanation, atlas)[0]) is not None:
+        table["density_wscore"] = densities.reindex(leaves).to_numpy()
     both = table.groupby("name", sort=False).agg(both=("relevance", "sum"), share=("share", "sum"))
-    columns = [name for name in ("relevance", "volume", "wscore") if name in table]
+    columns = [name for name in ("relevance", "volume", "wscore", "density_wscore") if name in table]
     for column in columns:
         sides = table.pivot_table(index="name", columns="side", values=column, aggfunc=lambda values: values.sum(min_count=1))
         for one in ("left", "right"):
@@ -382,12 +446,13 @@ def scan_regions(
 
 def _region_block(explanation: Explanation, atlas: Atlas, words: Mapping[str, str], language: str) -> Table:
     "The strongest regions as a table."
-    table, compared = scan_regions(explanation, atlas), scan_wscores(explanation, atlas, language)[1]
+    table = scan_regions(explanation, atlas)
+    compared = " ".join(measure(explanation, atlas, language)[1] for measure in (scan_wscores, scan_densities))
     table["region"] = [region_words(name, words["language"]) for name in table.region]
     names = {"region": words["name"], **{name: words[name] for name in table if name != "region"}}
     forms = {"for": "{:.1%}", **{name: "{:.2f}" for name in table if name.startswith("volume")},
              **{name: "{:+.3g}" for name in table if name.startswith("relevance") or name == "both"},
-             **{name: "{:+.1f}" for name in table if name.startswith("wscore")}}
+             **{name: "{:+.1f}" for name in table if "wscore" in name}}
     caption = f"{words['regions_caption'].format(count=len(table), atlas=atlas.name.upper())} {compared}"
     return Table(table, caption, formats=forms, names=names, decimal="," if language == "de" else ".")
 
@@ -459,17 +524,21 @@ def scan_wheels(
     explanation: Explanation,  # the explanation
     atlas: Atlas,              # regions on its grid
     language: str = "en",      # "en" or "de"
+    show: Sequence[str] = ("wscores", "density_wscores"),  # beside relevance: w-scores of volumes, of relevance per ml, or both
 ) -> Figure:                   # relevance per voxel, and w-scores where there are norms
     "Draw the regions of a scan as wheels."
     words, grid = _words(language), explanation.relevance.grid
-    hierarchy, scores = region_hierarchy(atlas, grid), scan_wscores(explanation, atlas)[0]
+    hierarchy = region_hierarchy(atlas, grid)
     table = region_table(explanation.relevance.array, atlas, grid, sort=None).set_index("region")
     values, caption = {words["density"]: table["mean"]}, words["wheel_caption"].format(atlas=atlas.name.upper(), target=explanation.target)
-    if scores is not None:
-        leaves = node_names(hierarchy).side.reindex(table.index)
-        values[words["wscores"]] = pd.Series(scores.reindex(leaves).to_numpy(), table.index)
-        caption += f" {words['wheel_norms']}"
+    leaves = node_names(hierarchy).side.reindex(table.index)
+    measures = {"wscores": (scan_wscores, "wheel_norms"), "density_wscores": (scan_densities, "wheel_density")}
+    for title, (measure, told) in measures.items():
+        if title in show and (scores := measure(explanation, atlas)[0]) is not None:
+            values[words[title]] = pd.Series(scores.reindex(leaves).to_numpy(), table.index)
+            caption += f" {words[told].format(target=explanation.target)}"
     return Figure(plot_sunburst(values, table.volume, hierarchy, words=NAMED[language], language=language), words["wheel"], caption)
+
 
 # %% ../../nbs/78_scan.ipynb #d98a7d35
 def _provenance(explanation: Explanation, atlas: Atlas, words: Mapping[str, str], language: str) -> Table:
