@@ -32,6 +32,7 @@ _REMEDIES = {
     errno.EROFS: "This folder can only be read. Choose another folder for results, such as results=/home/me/results.",
     errno.ENAMETOOLONG: "The name is too long for this disk. Choose a shorter one.",
     errno.ENOTDIR: "A file stands where a folder is needed. Move it, or choose another folder.",
+    errno.EEXIST: "A file stands where a folder is needed. Move it, or choose another folder.",
     errno.EISDIR: "A folder stands where a file is needed. Give a file.",
     errno.ENOENT: "There is no such file or folder.",
     errno.EFBIG: "Files of this size may not be written here. Choose another folder, or raise the limit with 'ulimit -f unlimited'.",

@@ -503,8 +503,8 @@ def _check_covariates(model: Model, given: Mapping[str, Any]) -> list[str]:
         if name not in given:
             if may_lack[name] or any(difflib.get_close_matches(str(other), [name], cutoff=0.75) for other in given if other not in needed):
                 continue
-            raise ModelError(f"The covariate '{name}' is missing. The model needs {', '.join(needed)}, as in "
-                             f"covariates={{{name!r}: ...}}; it was given: {', '.join(map(str, given)) or 'none'}.")
+            raise ModelError(f"The covariate '{name}' is missing. The model needs {', '.join(needed)}: give --{name.replace('_', '-')} "
+                             f"on the command line, covariates={{{name!r}: ...}} in Python; it was given: {', '.join(map(str, given)) or 'none'}.")
         low, high, unit = LIMITS.get(name, (-np.inf, np.inf, ""))
         value = given[name]
         number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)

@@ -393,3 +393,22 @@ def test_files_that_another_run_is_writing_are_left_alone(place):
     (writing / "a_relevance.nii.gz").write_bytes(b"")
     assert len(xm.Experiment("t.yaml", "explanation.explainer={name: gradient}").explain())
     assert (writing / "a_relevance.nii.gz").exists()
+
+
+def test_mistakes_of_a_first_day_are_told_what_to_do(place, tmp_path):
+    "Failed before: Python in a shell's message, `This was not expected`, a path that nobody gave, and TypeErrors."
+    experiment, person = xm.Experiment("t.yaml"), {"age": 70, "sex": "F", "tiv": 1400, "field_strength": 3}
+    scan, options = experiment.cohort().table.path[0], ["--sex", "F", "--tiv", "1400", "--field-strength", "3"]
+    (tmp_path / "afile").touch()
+    lacking = CliRunner().invoke(main, ["predict", "model.ckpt", scan, *options, "--out", str(tmp_path / "out")])
+    assert lacking.exit_code == 1 and "give --age on the command line" in lacking.output
+    assert "choose another folder" in refused("predict", "model.ckpt", scan, *options, "--age", "70", "--out", str(tmp_path / "afile")).lower()
+    found = xm.load_model("model.ckpt").explain(scan, "gradient", target="AD", covariates=person)
+    with pytest.raises(ConfigError, match="Did you mean 'relevance'"):
+        found.regions(sort="relevanze")
+    if Path("/proc/self").exists():
+        with pytest.raises(ExplainableMRIError, match="^/proc/x.html cannot be written.*Choose another folder"):
+            found.report("/proc/x.html")
+    with pytest.raises(ExplainableMRIError, match="without quotes"):
+        experiment.train(fold="1")
+    assert xm.Experiment({"name": "mine"}, "training.epochs=3").config.training.epochs == 3
