@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .config import ExperimentConfig, load_config, save_config
+from .config import ExperimentConfig, check_names, load_config, save_config
 from .errors import ConfigError, ExplainableMRIError
 from .registry import BASELINES, COHORTS, EXPLAINERS, LOSSES, MEASURES, NETWORKS, SPLITS, TRANSFORMS
 
@@ -651,7 +651,9 @@ def info_command(config: Path | None, overrides: tuple[str, ...]) -> None:
     import yaml
 
     if config is not None:
-        click.echo(yaml.safe_dump(load_config(config, overrides).model_dump(mode="json"), sort_keys=False), nl=False)
+        values = load_config(config, overrides)
+        check_names(values)
+        click.echo(yaml.safe_dump(values.model_dump(mode="json"), sort_keys=False), nl=False)
         return
     from explainable_mri.data.volumes import GRIDS
     from explainable_mri.environment import describe_environment

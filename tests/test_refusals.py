@@ -395,6 +395,12 @@ def test_files_that_another_run_is_writing_are_left_alone(place):
     assert (writing / "a_relevance.nii.gz").exists()
 
 
+def test_info_asks_the_registries_for_the_names(place):
+    "Failed before: a misspelled explainer was printed as if all were well."
+    assert "lrp.epsilon" in refused("info", "t.yaml", "explanation.explainer={name: lrp.epsilonn}")
+    assert CliRunner().invoke(main, ["info", "t.yaml"]).exit_code == 0
+
+
 def test_mistakes_of_a_first_day_are_told_what_to_do(place, tmp_path):
     "Failed before: Python in a shell's message, `This was not expected`, a path that nobody gave, and TypeErrors."
     experiment, person = xm.Experiment("t.yaml"), {"age": 70, "sex": "F", "tiv": 1400, "field_strength": 3}
