@@ -217,7 +217,7 @@ def test_ten_visitors_at_once_in_bounded_memory_which_is_freed(browser, scan, tm
 
 @pytest.mark.slow
 def test_pages_that_were_loaded_and_left_give_way_to_a_newcomer(tmp_path):
-    "Failed before: each load that was left before it was connected kept its place for good, and the fifth found the house full (503)."
+    "Failed before: each load that was left before it was connected kept its place, and the fifth load got no page."
     with served(tmp_path, "--visitors", "4") as app:
         for _ in range(8):
             assert urllib.request.urlopen(app.address, timeout=60).status == 200
