@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .config import ExperimentConfig, load_config, save_config
+from .config import ExperimentConfig, check_names, load_config, save_config
 from .errors import ConfigError, ExplainableMRIError
 from .registry import BASELINES, COHORTS, EXPLAINERS, LOSSES, MEASURES, NETWORKS, SPLITS, TRANSFORMS
 
@@ -32,6 +32,7 @@ _REMEDIES = {
     errno.EROFS: "This folder can only be read. Choose another folder for results, such as results=/home/me/results.",
     errno.ENAMETOOLONG: "The name is too long for this disk. Choose a shorter one.",
     errno.ENOTDIR: "A file stands where a folder is needed. Move it, or choose another folder.",
+    errno.EEXIST: "A file stands where a folder is needed. Move it, or choose another folder.",
     errno.EISDIR: "A folder stands where a file is needed. Give a file.",
     errno.ENOENT: "There is no such file or folder.",
     errno.EFBIG: "Files of this size may not be written here. Choose another folder, or raise the limit with 'ulimit -f unlimited'.",
@@ -653,7 +654,9 @@ def info_command(config: Path | None, overrides: tuple[str, ...]) -> None:
     import yaml
 
     if config is not None:
-        click.echo(yaml.safe_dump(load_config(config, overrides).model_dump(mode="json"), sort_keys=False), nl=False)
+        values = load_config(config, overrides)
+        check_names(values)
+        click.echo(yaml.safe_dump(values.model_dump(mode="json"), sort_keys=False), nl=False)
         return
     from explainable_mri.data.volumes import GRIDS
     from explainable_mri.environment import describe_environment

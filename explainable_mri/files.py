@@ -27,7 +27,11 @@ def replacing(
     "Give a temporary path that becomes `path` when the block ends, and vanishes when the block raises."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".partial-{socket.gethostname()}-{os.getpid()}-") as folder:
+    try:
+        place = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".partial-{socket.gethostname()}-{os.getpid()}-")
+    except FileNotFoundError:  # as in /proc, where folders are but none can be made
+        raise FileError(f"{path} cannot be written: nothing can be kept in {path.parent}. Choose another folder.") from None
+    with place as folder:
         partial = Path(folder, path.name)
         yield partial
         os.replace(partial, path)

@@ -37,7 +37,7 @@ from .data.volumes import GRIDS, Grid, Volume, get_grid, load_volume
 from .errors import ExplainableMRIError
 from .evaluation.calibration import Calibration, calibration_values, read_calibration
 from .explainers.base import (
-    BaseExplainer, Completeness, Explainer, Output, build_explainer, evaluation_mode, network_logits)
+    BaseExplainer, Completeness, Explainer, ExplainerError, Output, build_explainer, evaluation_mode, network_logits, refuse_probabilities)
 from .files import hash_file, read_json
 from .models.factory import OneInput, pack, unpack
 from .models.keras import KerasNetwork, describe_network, load_keras, load_network
@@ -375,7 +375,14 @@ def predict_maps(
 def _logits(model: Model, inputs: Iterator[torch.Tensor]) -> tuple[torch.Tensor, Output]:
     "Logits of all scans, on the CPU, and what the network makes of them: a softmax, a sigmoid, or nothing."
     with evaluation_mode(model.network), torch.no_grad():
-        batches = [network_logits(model.network, batch.to(model.device)) for batch in inputs]
+        batches = []
+        for batch in inputs:
+            batches.append(network_logits(model.network, batch.to(model.device)))
+            if len(batches) == 1:
+                try:
+                    refuse_probabilities(model.network, batch.to(model.device), *batches[0])
+                except ExplainerError as error:
+                    raise ModelError(str(error)) from None
     return torch.cat([logits.float().cpu() for logits, _ in batches]), batches[0][1]
 
 # %% ../nbs/59_inference.ipynb #39d6263a
@@ -505,8 +512,8 @@ def _check_covariates(model: Model, given: Mapping[str, Any]) -> list[str]:
         if name not in given:
             if may_lack[name] or any(difflib.get_close_matches(str(other), [name], cutoff=0.75) for other in given if other not in needed):
                 continue
-            raise ModelError(f"The covariate '{name}' is missing. The model needs {', '.join(needed)}, as in "
-                             f"covariates={{{name!r}: ...}}; it was given: {', '.join(map(str, given)) or 'none'}.")
+            raise ModelError(f"The covariate '{name}' is missing. The model needs {', '.join(needed)}: give --{name.replace('_', '-')} "
+                             f"on the command line, covariates={{{name!r}: ...}} in Python; it was given: {', '.join(map(str, given)) or 'none'}.")
         low, high, unit = LIMITS.get(name, (-np.inf, np.inf, ""))
         value = given[name]
         number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)

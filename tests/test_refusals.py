@@ -2,6 +2,7 @@
 import errno
 import os
 import resource
+import socket
 import struct
 import subprocess
 import sys
@@ -360,3 +361,60 @@ def test_a_resampled_scan_says_so_in_its_prediction_and_its_report(place, tmp_pa
     found = model.explain(other, target="AD", covariates=person, resample=True)
     assert any("interpolated linearly" in note and "4 × 4 × 4 mm" in note for note in found.notes)
     assert "interpolated linearly" in found.report(tmp_path / "r.html").read_text()
+
+
+def test_a_softmax_by_hand_is_not_applied_twice(place):
+    "Failed before: AD 0.72 where the network says 0.98, without a note."
+    class ByHand(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            e = self.inner(x).exp()
+            return e / e.sum(1, keepdim=True)
+
+    model = xm.load_model("model.ckpt")
+    scan, person = xm.Experiment("t.yaml").cohort().table.path[0], {"age": 70, "sex": "F", "tiv": 1400, "field_strength": 3}
+    hand = Model(ByHand(model.plain_network), model.grid, task=model.task, axes=model.axes, residuals=model.residuals)
+    for ask in (lambda: hand.predict(scan, person), lambda: hand.explain(scan, "gradient", covariates=person)):
+        with pytest.raises(ExplainableMRIError, match=r"^The network returns probabilities .* end with torch.softmax"):
+            ask()
+    with pytest.raises(ExplainerError, match="Return the logits"):
+        build_explainer("gradient", hand.network).attribute(torch.rand(2, 1, *model.grid.cropped_shape))
+    seen = Model(nn.Sequential(model.plain_network, nn.Softmax(1)), model.grid, task=model.task, axes=model.axes, residuals=model.residuals)
+    np.testing.assert_allclose(seen.predict(scan, person).values, model.predict(scan, person).values, atol=1e-6)
+
+
+def test_files_that_another_run_is_writing_are_left_alone(place):
+    "Failed before: of two `explain` on one fold at once, one died with Is a directory."
+    writing = place / f"results/t/fold-1/explanations/relevance/.partial-{socket.gethostname()}-{os.getpid()}-x"
+    writing.mkdir(parents=True)
+    (writing / "a_relevance.nii.gz").write_bytes(b"")
+    assert len(xm.Experiment("t.yaml", "explanation.explainer={name: gradient}").explain())
+    assert (writing / "a_relevance.nii.gz").exists()
+
+
+def test_info_asks_the_registries_for_the_names(place):
+    "Failed before: a misspelled explainer was printed as if all were well."
+    assert "lrp.epsilon" in refused("info", "t.yaml", "explanation.explainer={name: lrp.epsilonn}")
+    assert CliRunner().invoke(main, ["info", "t.yaml"]).exit_code == 0
+
+
+def test_mistakes_of_a_first_day_are_told_what_to_do(place, tmp_path):
+    "Failed before: Python in a shell's message, `This was not expected`, a path that nobody gave, and TypeErrors."
+    experiment, person = xm.Experiment("t.yaml"), {"age": 70, "sex": "F", "tiv": 1400, "field_strength": 3}
+    scan, options = experiment.cohort().table.path[0], ["--sex", "F", "--tiv", "1400", "--field-strength", "3"]
+    (tmp_path / "afile").touch()
+    lacking = CliRunner().invoke(main, ["predict", "model.ckpt", scan, *options, "--out", str(tmp_path / "out")])
+    assert lacking.exit_code == 1 and "give --age on the command line" in lacking.output
+    assert "choose another folder" in refused("predict", "model.ckpt", scan, *options, "--age", "70", "--out", str(tmp_path / "afile")).lower()
+    found = xm.load_model("model.ckpt").explain(scan, "gradient", target="AD", covariates=person)
+    with pytest.raises(ConfigError, match="Did you mean 'relevance'"):
+        found.regions(sort="relevanze")
+    if Path("/proc/self").exists():
+        with pytest.raises(ExplainableMRIError, match="^/proc/x.html cannot be written.*Choose another folder"):
+            found.report("/proc/x.html")
+    with pytest.raises(ExplainableMRIError, match="without quotes"):
+        experiment.train(fold="1")
+    assert xm.Experiment({"name": "mine"}, "training.epochs=3").config.training.epochs == 3

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..data.atlases import Atlas
 from ..data.volumes import Grid
+from ..errors import ConfigError, suggest
 
 # %% ../../nbs/60_regions.ipynb #36a64adf
 def region_table(
@@ -76,7 +77,7 @@ def _peaks(values: np.ndarray, labels: np.ndarray, indices: np.ndarray, grid: Gr
 def _sorted(table: pd.DataFrame, column: str) -> pd.DataFrame:
     "Sort by a column, numbers from the largest, names alphabetically."
     if column not in table:
-        raise ValueError(f"A region table cannot be sorted by '{column}'. Choose from: {', '.join(table)}.")
+        raise ConfigError(f"A region table cannot be sorted by '{column}'. {suggest(column, table)}")
     return table.sort_values(column, ascending=column == "region", kind="stable", ignore_index=True)
 
 # %% ../../nbs/60_regions.ipynb #be79ad41

@@ -261,6 +261,8 @@ def choose_fold(
     fold: int,                # number of the fold, counted from 1
 ) -> Split:                   # its split
     "One fold of several; raises `SplitError` for a number there is not."
+    if not isinstance(fold, int | np.integer) or isinstance(fold, bool):
+        raise SplitError(f"The fold is {fold!r}, a {type(fold).__name__}. Give its number without quotes, such as fold=1.")
     if not 1 <= fold <= len(splits):
         raise SplitError(f"There is no fold {fold}: folds count from 1 to {len(splits)}.")
     return splits[fold - 1]

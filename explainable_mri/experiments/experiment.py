@@ -24,9 +24,11 @@ from ..inference import Model, load_model
 
 # %% ../../nbs/85_experiment.ipynb #8ce816b3
 def _config(
-    path: str | os.PathLike | ExperimentConfig | None, overrides: tuple[str, ...], table: Any, columns: dict | None, values: dict,
+    path: str | os.PathLike | ExperimentConfig | dict | None, overrides: tuple[str, ...], table: Any, columns: dict | None, values: dict,
 ) -> ExperimentConfig:
     "The configuration that the arguments of `Experiment` describe."
+    if isinstance(path, dict):
+        path, values = None, {**path, **values}
     if isinstance(path, ExperimentConfig):
         return make_config(path.model_dump(mode="json"), overrides)
     if path is not None:
@@ -45,7 +47,7 @@ class Experiment:
 
     def __init__(
         self,
-        config: str | os.PathLike | ExperimentConfig | None = None,  # YAML file, or a configuration; None: keywords describe it
+        config: str | os.PathLike | ExperimentConfig | dict | None = None,  # YAML file, or a configuration, or its keys; None: keywords describe it
         *overrides: str,                      # changed values, such as "training.epochs=5"
         table: str | os.PathLike | None = None,  # CSV, TSV or Excel table of scans, instead of a file
         columns: dict[str, str] | None = None,   # its headings by ours, such as {"age": "Age at scan"}

@@ -223,7 +223,7 @@ def explain_fold(
     _write_tables(config, fold, scans)
     _write_densities(config, trained)
     current = {_map_path(folder, scan).name.removesuffix(".nii.gz") for _, scan in scans.iterrows()}
-    for path in folder.glob("relevance/*"):  # those of scans that an earlier split had are no results of this one
+    for path in folder.glob("relevance/[!.]*"):  # those of an earlier split's scans are no results of this one; .partial- is another run's
         if path.name.removesuffix(".json").removesuffix(".nii.gz") not in current:
             path.unlink()
     save_figures(explanation_figures(Explained(config, [trained])), folder / "figures")

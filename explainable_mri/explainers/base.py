@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Convention', 'OUTPUT_ACTIVATIONS', 'ExplainerError', 'Explainer', 'evaluation_mode', 'unwrapped', 'check_inputs',
-           'input_errors', 'Output', 'network_logits', 'pick_output', 'choose_targets', 'ExplanationWarning',
-           'Completeness', 'Attribution', 'check_maps', 'BaseExplainer', 'build_explainer', 'check_convention']
+           'input_errors', 'Output', 'network_logits', 'pick_output', 'refuse_probabilities', 'choose_targets',
+           'ExplanationWarning', 'Completeness', 'Attribution', 'check_maps', 'BaseExplainer', 'build_explainer',
+           'check_convention']
 
 # %% ../../nbs/44_base.ipynb #fec49375
 import copy
@@ -220,6 +221,28 @@ def pick_output(
                              f"Name the one to explain, as in build_explainer(..., output={names[0]!r}).")
     return result[output]
 
+# %% ../../nbs/44_base.ipynb #e5a106ff
+def refuse_probabilities(
+    network: nn.Module,               # any network
+    inputs: torch.Tensor,             # batch (N, C, ...) to which it was applied
+    logits: torch.Tensor,             # what it returned, (N, units)
+    made: Output,                     # what it was seen to make of them
+    output: str | int | None = None,  # which output was asked for
+) -> None:
+    "Raise `ExplainerError` where a network returns probabilities that no function of PyTorch made, which would be taken for logits."
+    def are_probabilities(rows: torch.Tensor) -> bool:
+        if rows.is_complex() or rows.shape[1] < 2 or not bool(((rows >= 0) & (rows <= 1)).all()):
+            return False
+        rounding = 1e-5 if torch.finfo(rows.dtype).eps < 1e-6 else 1e-2
+        return bool(((rows.sum(1) - 1).abs() < rounding).all())
+
+    if made.activation is not None or not are_probabilities(logits):
+        return
+    paler = torch.cat([factor * inputs[:1] for factor in (0.9, 0.5, 0.0)])
+    if are_probabilities(network_logits(network, paler, output)[0]):
+        raise ExplainerError("The network returns probabilities (each row lies between 0 and 1 and sums to 1), but no softmax of PyTorch was seen "
+                             "to make them, so they would be taken for logits. Return the logits, or end with torch.softmax(logits, 1).")
+
 # %% ../../nbs/44_base.ipynb #caa2941b
 def choose_targets(
     logits: torch.Tensor,                               # (N, classes)
@@ -346,6 +369,7 @@ class BaseExplainer(ABC):
         with evaluation_mode(self.network):
             with torch.no_grad(), input_errors(self.network, inputs):
                 logits, output, kept = self._predict(inputs)
+                refuse_probabilities(self.network, inputs, logits, output, self.output)
             targets = choose_targets(logits, target)
             relevance = self._explain(inputs, targets, kept).detach()
             with torch.no_grad():
