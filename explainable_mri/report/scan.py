@@ -352,7 +352,8 @@ def scan_wscores(
     "Hold the volumes of a scan against the norms of the network's controls."
     words, norms = _words(language), explanation.norms
     if norms is None:
-        return None, words["no_norms"].format(why=explanation.network.get("no_norms") or words["why_none"])
+        known = explanation.network.get("no_norms")
+        return None, words["no_norms"].format(why=remark_words(known, language) if known else words["why_none"])
     volumes = node_volumes(explanation.scan.array, atlas, explanation.scan.grid)
     known = [node for node in volumes.index if node in norms.coefficients]
     if len(known) < len(volumes) / 2:
@@ -402,7 +403,8 @@ def scan_densities(
     "Hold the relevance per ml of a map against the maps of controls whom the network was not trained on; above 0 is more for the target."
     words, norms, source = _words(language), explanation.density_norms, explanation.scan.source
     if norms is None:
-        return None, words["no_density"].format(why=explanation.network.get("no_density_norms") or words["why_no_maps"])
+        known = explanation.network.get("no_density_norms")
+        return None, words["no_density"].format(why=remark_words(known, language) if known else words["why_no_maps"])
     values = node_densities(explanation.relevance.array, atlas, explanation.relevance.grid)
     known = [node for node in values.index if node in norms.coefficients]
     if len(known) < len(values) / 2:
@@ -411,9 +413,10 @@ def scan_densities(
         norms.require(method=explanation.method, params=explanation.params, target=explanation.target, network=explanation.network.get("sha256"))
         scores = norms.score(values[known], explanation.person, hash_file(source) if source and Path(source).is_file() else "")
     except (CovariateError, NormError) as error:
-        return None, words["no_density"].format(why=str(error))
+        return None, words["no_density"].format(why=remark_words(str(error), language))
     by = ", ".join(words.get(f"covariate_{name}", name) for name in norms.covariates)
-    told = words["density_norms"].format(controls=norms.controls, covariates=by, source=norms.source, target=explanation.target)
+    told = words["density_norms"].format(controls=norms.controls, covariates=by, source=remark_words(norms.source, language, "„{}“"),
+                                         target=explanation.target)
     return scores, f"{told} {words['norms_few']}" if norms.controls < _FEW_CONTROLS else told
 
 # %% ../../nbs/78_scan.ipynb #84dc83bf
