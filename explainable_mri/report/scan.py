@@ -452,12 +452,17 @@ def _region_block(explanation: Explanation, atlas: Atlas, words: Mapping[str, st
     table = scan_regions(explanation, atlas)
     compared = " ".join(measure(explanation, atlas, language)[1] for measure in (scan_wscores, scan_densities))
     table["region"] = [region_words(name, words["language"]) for name in table.region]
-    names = {"region": words["name"], **{name: words[name] for name in table if name != "region"}}
-    forms = {"for": "{:.1%}", **{name: "{:.2f}" for name in table if name.startswith("volume")},
-             **{name: "{:+.3g}" for name in table if name.startswith("relevance") or name == "both"},
-             **{name: "{:+.1f}" for name in table if "wscore" in name}}
+    shown = {"region": words["name"]}
+    for name, form in (("relevance", "{:+.2g}"), ("for", "{:.1%}"), ("volume", "{:.1f}"), ("wscore", "{:+.1f}"), ("density_wscore", "{:+.1f}")):
+        if f"{name}_left" in table:  # both sides in a column, or the one value of a region without sides
+            sides = zip(*(table[f"{name}_{side}"] for side in ("left", "right")), table.both)
+            table[name] = [_say(both, form, language) if name == "relevance" and pd.isna(left) and pd.isna(right) else
+                           f"{_say(left, form, language)} | {_say(right, form, language)}" for left, right, both in sides]
+            shown[name] = words[f"{name}_left"].replace(words["left"], f"{words['left']} | {words['right']}")
+        elif name in table:
+            table[name], shown[name] = [_say(value, form, language) for value in table[name]], words[name]
     caption = f"{words['regions_caption'].format(count=len(table), atlas=atlas.name.upper())} {compared}"
-    return Table(table, caption, formats=forms, names=names, decimal="," if language == "de" else ".")
+    return Table(table[list(shown)], caption, names=shown)
 
 # %% ../../nbs/78_scan.ipynb #1d4b4dbd
 @dataclass(frozen=True)
