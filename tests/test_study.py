@@ -1,6 +1,7 @@
 """A whole study by one command: folds as executed notebooks, one that fails, the same command again, and the page of it all."""
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -155,8 +156,10 @@ def test_the_notebook_is_the_page_of_the_study(study, monkeypatch):
     papermill.execute_notebook(ROOT / "nbs" / "crossval.ipynb", folder / "page.ipynb", {"config": "tiny.yaml"}, kernel_name="python3",
                                progress_bar=False)
     outputs = [output for cell in nbformat.read(folder / "page.ipynb", 4).cells for output in cell.get("outputs", [])]
-    text = "\n".join(str(output.get("text", "")) + str(output.get("data", {}).get("text/html", "")) for output in outputs)
-    assert "2 folds finished" in text and "region_volume" in text and "persons" in text
+    text = "\n".join(str(output.get("text", "")) + "".join(str(output.get("data", {}).get(kind, "")) for kind in ("text/html", "text/markdown")) for output in outputs)
+    headings = re.findall(r"<h2[^>]*>([^<]+)</h2>", (folder / "results" / "tiny" / "report.html").read_text(encoding="utf-8"))
+    assert len(headings) > 5 and "persons" in text
+    assert not [heading for heading in headings if heading not in text]
     assert not [output for output in outputs if output.get("name") == "stderr"]
 
 
