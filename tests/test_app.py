@@ -216,15 +216,6 @@ def test_ten_visitors_at_once_in_bounded_memory_which_is_freed(browser, scan, tm
 
 
 @pytest.mark.slow
-def test_pages_that_were_loaded_and_left_give_way_to_a_newcomer(tmp_path):
-    "Failed before: each load that was left before it was connected kept its place, and the fifth load got no page."
-    with served(tmp_path, "--visitors", "4") as app:
-        for _ in range(8):
-            assert urllib.request.urlopen(app.address, timeout=60).status == 200
-        assert len(app.visitors()) <= 4
-
-
-@pytest.mark.slow
 def test_lost_connections_and_restarts_are_said(browser, scan, tmp_path):
     port, alert = free_port(), ".xmri-upload [role=alert]:not([hidden])"
     with served(tmp_path, port=port) as app:

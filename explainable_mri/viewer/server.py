@@ -71,7 +71,7 @@ def check_port(
                               f"Give another one: --port {port % 65000 + 1}") from None
 
 # %% ../../nbs/98_server.ipynb #11e2ccd1
-_AWAY, _LOADING = 120.0, 5.0  # seconds for which a lost visitor is waited for, and in which nobody takes the place of a page that loads
+_AWAY = 120.0  # seconds for which a visitor whose connection was lost is waited for
 _FULL = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Explainable MRI</title>
 <body style="font: 18px/1.5 system-ui, sans-serif; max-width: 32em; margin: 20vh auto; padding: 0 1em">
 <p>All places are taken at the moment. Please come again in some minutes.</p>
@@ -114,13 +114,6 @@ def _kernels_class() -> type:
             if kernel_id in self:
                 self.get_kernel(kernel_id).left = time.monotonic()
 
-        async def make_room(self) -> None:
-            "End the process of the page that is without a connection for longest, where there is one."
-            gone = [(since, one) for one in self.list_kernel_ids() if (since := getattr(self.get_kernel(one), "left", None))
-                    and not self._kernel_connections.get(one) and time.monotonic() - since > _LOADING]
-            if gone:
-                await self.shutdown_kernel(min(gone)[1])
-
         async def cull_kernel_if_idle(self, kernel_id: str) -> None:
             "End a process whose visitor is away or does nothing."
             left = getattr(self.get_kernel(kernel_id), "left", None)
@@ -133,7 +126,6 @@ def _kernels_class() -> type:
 
 # %% ../../nbs/98_server.ipynb #d4b461f5
 _ELSEWHERE = re.compile(r'<link[^>]*href="https?://[^>]*>')
-_PROCESS = re.compile(r'"kernelId":\s*"([0-9a-f-]{36})"')
 
 
 @cache
@@ -147,23 +139,14 @@ def _server_class() -> type:
 
         @tornado.authenticated
         async def get(self, path: str | None = None) -> None:
-            if self.is_full():
-                await self.kernel_manager.make_room()
-            if self.is_full():
+            if self.kernel_manager.is_full(self.kernel_manager.get_pool_size(self.notebook_path)):
                 self.set_status(503)
                 self.set_header("Retry-After", "120")
                 await self.finish(_FULL)
             else:
                 await super().get(path)
 
-        def is_full(self) -> bool:
-            "Whether there is no place."
-            return self.kernel_manager.is_full(self.kernel_manager.get_pool_size(self.notebook_path))
-
         def write(self, chunk: Any) -> None:
-            "Send a part of the page; until it connects, its process is one whose visitor is away."
-            if isinstance(chunk, str) and (found := _PROCESS.search(chunk)) and found[1] in self.kernel_manager:
-                self.kernel_manager.get_kernel(found[1]).left = time.monotonic()
             super().write(_ELSEWHERE.sub("", chunk) if isinstance(chunk, str) else chunk)
 
     class Leave(leave.VoilaShutdownKernelHandler):
