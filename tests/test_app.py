@@ -55,7 +55,8 @@ class Served:
 
     def visitors(self) -> list[psutil.Process]:
         "The processes of the visitors, one that is kept ready among them."
-        return [one for one in psutil.Process(self.server.pid).children() if "ipykernel" in " ".join(one.cmdline())]
+        living = [one for one in psutil.Process(self.server.pid).children() if one.status() != psutil.STATUS_ZOMBIE]
+        return [one for one in living if "ipykernel" in " ".join(one.cmdline())]
 
     def process_of(self, page: Any) -> psutil.Process:
         "The process of a page."
