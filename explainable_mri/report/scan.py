@@ -380,7 +380,6 @@ _ENGLISH |= {
     "controls. Relevance is not distributed normally: how rare a value is does not follow.",
     "no_density": "No w-scores of relevance: {why}", "why_no_maps": "the network comes without norms of its controls' maps.",
     "wheel_density": "w-scores of relevance: how far relevance per ml is from that of controls, red where there is more for {target}.",
-    "covariate_field_strength": "field strength",
 }
 _GERMAN |= {
     "density_wscore_left": "w-Wert der Relevanz, links", "density_wscore_right": "w-Wert der Relevanz, rechts",
@@ -390,7 +389,6 @@ _GERMAN |= {
     "als bei Kontrollpersonen. Relevanz ist nicht normalverteilt: wie selten ein Wert ist, folgt daraus nicht.",
     "no_density": "Keine w-Werte der Relevanz: {why}", "why_no_maps": "Das Netz bringt keine Normen der Karten seiner Kontrollpersonen mit.",
     "wheel_density": "w-Werte der Relevanz: wie weit die Relevanz je ml von der bei Kontrollpersonen abweicht, rot wo mehr für {target} spricht.",
-    "covariate_field_strength": "Feldstärke",
 }
 
 # %% ../../nbs/78_scan.ipynb #hd780002
